@@ -1,0 +1,175 @@
+"""The typed configs: one dataclass a section, no field with a default, so that every value stands in a file.
+
+Sizes are counts, rates are per update unless said. `RunConfig` trains an encoder on a decoder bundle; `PretrainConfig`
+makes such a bundle. What a decoder computes (H, L, heads, …) is the bundle's, never the run's: see
+`models.trm.Structure`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Objective = Literal["lm", "lm+table"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tasks, and how episodes are drawn from them."""
+
+    benchmark: str
+    train_tasks: int  # 0: all that the benchmark has
+    augmentations: int  # a task, identity included; 1 for procedural rules
+    colour_augmentation: bool
+    max_demos: int
+    leave_one_out: bool  # demonstrations also serve as training queries, answered from the others
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder of the registry, and its size."""
+
+    name: str
+    hidden_size: int
+    num_heads: int
+    layers: int
+    set_layers: int
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Objective and weights. `table_share` is the part of the updates in which the decoder's own rows teach
+    (lm+table).
+    """
+
+    objective: Objective
+    cross_entropy: Literal["stablemax", "softmax"]
+    halt_weight: float
+    table_share: float
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule: linear warm-up, then constant, then cosine to `min_ratio` over the last
+    `cooldown_share`.
+    """
+
+    name: Literal["adamw", "adam_atan2"]
+    lr: float
+    beta1: float
+    beta2: float
+    weight_decay: float
+    warmup_updates: int
+    cooldown_share: float
+    min_ratio: float
+    clip_norm: float  # 0: no clipping
+    ema_decay: float  # 0: raw weights are evaluated
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How long. Either `updates`, or `epochs` (one visit a task each) with updates 0."""
+
+    updates: int
+    epochs: int
+    batch_size: int
+    evaluations: int
+    log_every: int
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class ActConfig:
+    """Adaptive computation in training; evaluation always runs the structure's halt_max_steps."""
+
+    exploration: float  # chance that a sample gets a random minimum number of ACT steps
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """Staged training: the decoder is frozen for `decoder_updates` (-1: for good), then joins at `joint_lr`."""
+
+    decoder_updates: int
+    joint_lr: float
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Sizes of the evaluation; queries a task for procedural rules (ARC tasks bring their own)."""
+
+    batch_size: int
+    seen_queries: int
+    unseen_queries: int
+    probe_queries: int
+    augmentations: int  # votes a query
+    constant_updates: int  # budget of the constant-context control
+    oracle_tasks: int
+    oracle_updates: int
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """Where it runs."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """An encoder trained through a decoder bundle (config/cfg_*.yaml)."""
+
+    project: str
+    run: str
+    bundle: str  # name of an embedded bundle, a bundle folder, or an official checkpoint
+    data: DataConfig
+    encoder: EncoderConfig
+    loss: LossConfig
+    optim: OptimConfig
+    budget: BudgetConfig
+    act: ActConfig
+    freeze: FreezeConfig
+    evaluation: EvaluationConfig
+    system: SystemConfig
+
+
+@dataclass(frozen=True)
+class ArchConfig:
+    """A decoder's structure; the fields of models.trm.Structure that data does not decide."""
+
+    context_tokens: int
+    hidden_size: int
+    num_heads: int
+    expansion: float
+    layers: int
+    h_cycles: int
+    l_cycles: int
+    pos_encodings: Literal["rope", "learned", "none"]
+    mlp_t: bool
+    rope_theta: float
+    rms_norm_eps: float
+    forward_dtype: Literal["float32", "bfloat16"]
+    halt_max_steps: int
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """The puzzle table in pretraining: `lr_ratio` times the decoder's rate, Adam-type or TRM's sign-SGD."""
+
+    optimizer: Literal["adamw", "sign_sgd"]
+    lr_ratio: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A decoder trained with its own puzzle table and exported as a bundle (config/cfg_pretrain_*.yaml)."""
+
+    project: str
+    run: str
+    data: DataConfig
+    arch: ArchConfig
+    loss: LossConfig
+    optim: OptimConfig
+    table: TableConfig
+    budget: BudgetConfig
+    act: ActConfig
+    system: SystemConfig

@@ -1,0 +1,81 @@
+"""The fixed split of real ARC tasks for an ARC bundle: who trains the decoder, who trains the encoder, who is never
+shown to it.
+
+All tasks of ARC-AGI-1 (training, evaluation) and ARC-AGI-2 (training, evaluation) whose grids fit the canvas,
+duplicates (by canonical hash, so also rotated or recoloured) dropped. Changing a number makes another benchmark: give
+it another version.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from etrm.data.arc import Task, duplicate_groups, fits, load_arc
+from etrm.data.augment import Augmentation, sample_augmentations
+from etrm.errors import DataError
+
+
+@dataclass(frozen=True)
+class ArcBenchmark:
+    """Sizes of a version's split. `side` is the canvas in cells."""
+
+    version: str
+    side: int
+    validation: int
+    unseen: int  # never shown to encoder or decoder
+    unseen_known: int  # never shown to the encoder, but the decoder was trained on their demonstrations
+    split_seed: int
+
+
+@dataclass(frozen=True)
+class ArcSplit:
+    """Base tasks of each part; no two parts share a canonical pair hash."""
+
+    train: tuple[Task, ...]
+    validation: tuple[Task, ...]
+    unseen: tuple[Task, ...]
+    unseen_known: tuple[Task, ...]
+
+    @property
+    def decoder(self) -> tuple[Task, ...]:
+        """The tasks whose demonstrations the decoder is trained on."""
+        return self.train + self.unseen_known
+
+
+ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {"arc-1": ArcBenchmark("arc-1", 9, 16, 62, 12, 1)}
+
+
+def arc_benchmark(version: str) -> ArcBenchmark:
+    """The ARC benchmark of that version; DataError lists the known ones."""
+    if version not in ARC_BENCHMARKS:
+        raise DataError(f"no ARC benchmark {version!r}; there are {', '.join(ARC_BENCHMARKS)}")
+    return ARC_BENCHMARKS[version]
+
+
+def distinct_tasks(side: int) -> tuple[Task, ...]:
+    """Every ARC task that fits a (side, side) canvas, once each, sorted by id; of duplicates the first id stays."""
+    by_id: dict[str, Task] = {}
+    for version, part in ((1, "training"), (1, "evaluation"), (2, "training"), (2, "evaluation")):
+        for task in load_arc(version, part):
+            if fits(task, side):
+                by_id.setdefault(task.id, task)
+    tasks = [by_id[i] for i in sorted(by_id)]
+    dropped = {i for group in duplicate_groups(tasks) for i in group[1:]}
+    return tuple(t for t in tasks if t.id not in dropped)
+
+
+def split_arc(benchmark: ArcBenchmark) -> ArcSplit:
+    """The benchmark's split, the same on every machine."""
+    tasks = distinct_tasks(benchmark.side)
+    order = np.random.default_rng(benchmark.split_seed).permutation(len(tasks))
+    shuffled = [tasks[i] for i in order]
+    cuts = np.cumsum([benchmark.validation, benchmark.unseen, benchmark.unseen_known])
+    validation, unseen, known = shuffled[: cuts[0]], shuffled[cuts[0] : cuts[1]], shuffled[cuts[1] : cuts[2]]
+    return ArcSplit(tuple(shuffled[cuts[2] :]), tuple(validation), tuple(unseen), tuple(known))
+
+
+def task_augmentations(task: Task, count: int, colours: bool, seed: int) -> list[Augmentation]:
+    """The task's fixed augmentations, identity first; they depend on task id, count and seed alone."""
+    key = [seed, *task.id.encode()]
+    return sample_augmentations(task, count, np.random.default_rng(key), colours=colours)

@@ -1,0 +1,1 @@
+"""What a run is worth: votes over augmentations, intervals by task, nulls, plans and diagnostics of contexts."""

@@ -1,0 +1,157 @@
+"""What each arm trains on and asks: sources, rungs, the fixed probe set, and the checks that can be made before
+training.
+
+`calibration` (cal-1) and `micro` are procedural rules split by rule; `arc` is real tasks. Every rung's queries are
+fixed by the benchmark and the seed, never by what was trained. The locked test enters only the last rung.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from etrm.config.schema import RunConfig
+from etrm.data.arc import Task, overlaps
+from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
+from etrm.data.augment import Augmentation
+from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
+from etrm.data.families import BENCHMARKS, Benchmark, Member, benchmark, random_grids
+from etrm.errors import ConfigError
+from etrm.experiment.checks import Check, check
+from etrm.experiment.evidence import ArmName
+from etrm.models.bundle import Bundle
+
+MIN_TASKS = 8
+ORACLE_PAIRS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """One rung's queries; `batch.task` indexes `task_ids`. `known`: the decoder was trained on these demonstrations."""
+
+    name: str
+    batch: Batch
+    task_ids: tuple[str, ...]
+    known: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Everything one arm needs beside its models."""
+
+    name: ArmName
+    source: Source
+    probe: Rung  # training tasks, fixed episodes: the loss must fall here
+    validation: Rung
+    rungs: tuple[Rung, ...]
+    oracle_many: tuple[Batch, Batch] | None  # labelled pairs in task order, and queries of the same tasks
+    oracle_demos: tuple[Batch, Batch] | None
+    checks: tuple[Check, ...]
+
+
+def build_arm(config: RunConfig, bundle: Bundle) -> Arm:
+    """The arm of the config's benchmark over a bundle; ConfigError if the bundle's canvas is another."""
+    name = config.data.benchmark
+    if bundle.provenance.benchmark != name:
+        raise ConfigError(
+            f"bundle {bundle.name} was trained for benchmark {bundle.provenance.benchmark}, data.benchmark is {name}; "
+            f"set data.benchmark={bundle.provenance.benchmark}"
+        )
+    if name in BENCHMARKS:
+        return _rules(config, bundle, benchmark(name))
+    if name in ARC_BENCHMARKS:
+        return _arc(config, bundle)
+    raise ConfigError(f"no benchmark {name!r}; there are {', '.join((*BENCHMARKS, *ARC_BENCHMARKS))}")
+
+
+def rule_hash(member: Member, b: Benchmark) -> str:
+    """Canonical hash of a rule: its outputs on 1,000 fixed random inputs."""
+    outputs = member(random_grids(1000, b.side, b.colours, b.black, np.random.default_rng(0)))
+    return hashlib.sha256(np.ascontiguousarray(outputs).tobytes()).hexdigest()
+
+
+def _rules(config: RunConfig, bundle: Bundle, b: Benchmark) -> Arm:
+    split, sizes, seed = b.split(), config.evaluation, config.system.seed
+    train = split.train[: config.data.train_tasks or None]
+    source = RuleSource(train, b, [bundle.row_of(m.id) for m in train])
+
+    def rung(name: str, members: tuple[Member, ...], queries: int, salt: int) -> Rung:
+        rows = [bundle.row_of(m.id) for m in members]
+        drawn = RuleSource(members, b, rows).each(queries, np.random.default_rng([salt, seed]))
+        return Rung(name, drawn, tuple(m.id for m in members), all(row >= 0 for row in rows))
+
+    tested = {rule_hash(m, b): m.id for m in (*split.validation, *split.test)}
+    shared = [f"{m.id} = {tested[h]}" for m in train if (h := rule_hash(m, b)) in tested]
+    known = [m.id for m in split.test if bundle.row_of(m.id) >= 0]
+    checks = (
+        check("disjoint", not shared, f"{len(shared)} rules shared by train and test {shared[:3]}"),
+        check(
+            "provenance", not known, f"the decoder was trained on {len(known)} of {len(split.test)} locked-test rules"
+        ),
+        check("enough_tasks", len(split.test) >= MIN_TASKS, f"{len(split.test)} locked-test rules, {MIN_TASKS} needed"),
+    )
+    queries = sizes.unseen_queries
+    members = split.test[: sizes.oracle_tasks]
+    test = RuleSource(members, b)
+    asked = test.each(8, np.random.default_rng([5, seed]))
+    many = test.each(ORACLE_PAIRS, np.random.default_rng([6, seed]))
+    few = test.each(b.demos, np.random.default_rng([7, seed]))
+    return Arm(
+        "micro" if b.version.startswith("micro") else "calibration",
+        source,
+        rung("probe", train, sizes.probe_queries, 1),
+        rung("validation", split.validation, 4 * sizes.probe_queries, 2),
+        (rung("seen_task", train, sizes.seen_queries, 3), rung("unseen_composition", split.test, queries, 4)),
+        (many, asked),
+        (few, asked),
+        checks,
+    )
+
+
+def _arc(config: RunConfig, bundle: Bundle) -> Arm:
+    b = arc_benchmark(config.data.benchmark)
+    split, data, seed = split_arc(b), config.data, config.system.seed
+    train = split.train[: data.train_tasks or None]
+    # The decoder's rows were drawn with its own seed; the encoder trains on the same augmented tasks.
+    trained = [
+        task_augmentations(t, data.augmentations, data.colour_augmentation, bundle.provenance.seed) for t in train
+    ]
+
+    def source(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]) -> ArcSource:
+        return ArcSource(tasks, augmentations, b.side, data.max_demos, bundle.row_of, data.leave_one_out)
+
+    def rung(name: str, tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], known: bool) -> Rung:
+        drawn = source(tasks, augmentations)
+        return Rung(name, drawn.encode(drawn.queries()), drawn.task_ids, known)
+
+    votes = config.evaluation.augmentations
+    fresh = []
+    for task, used in zip(train, trained, strict=True):
+        others = task_augmentations(task, 4 * (data.augmentations + votes), data.colour_augmentation, 991 + seed)
+        fresh.append([a for a in others if a not in used][:votes])
+    unseen = split.unseen
+    voted = [task_augmentations(t, votes, data.colour_augmentation, 992 + seed) for t in unseen]
+    checked = [task_augmentations(t, votes, data.colour_augmentation, 993 + seed) for t in split.validation]
+    shared = overlaps(train, (*split.validation, *unseen))
+    known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
+    drawn = source(train, trained)
+    probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
+    checks = (
+        check("disjoint", not shared, f"{len(shared)} pairs of tasks share a canonical hash {shared[:3]}"),
+        check("provenance", not known, f"the decoder was trained on {len(known)} of {len(unseen)} unseen tasks"),
+        check("enough_tasks", len(unseen) >= MIN_TASKS, f"{len(unseen)} unseen tasks, {MIN_TASKS} needed"),
+    )
+    return Arm(
+        "arc",
+        drawn,
+        Rung("probe", probe, drawn.task_ids, True),
+        rung("validation", split.validation, checked, False),
+        (
+            rung("seen_task", train, [a[:votes] for a in trained], True),
+            rung("unseen_augmentation", train, fresh, True),
+            rung("unseen_task", unseen, voted, False),
+        ),
+        None,
+        None,
+        checks,
+    )

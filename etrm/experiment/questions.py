@@ -1,0 +1,121 @@
+"""What a run of pretrain_etrm.py draws its training episodes from, and what its evaluations ask.
+
+Notable: the benchmarks of the embedded bundles bring their own split, of which only the validation tasks are asked
+here; `arc-agi-1` and `arc-agi-2` are the public splits, whose evaluation tasks a decoder may know: then it is said.
+
+Legend: S canvas cells.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from etrm.config.schema import RunConfig
+from etrm.data.arc import Task
+from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, arc_agi
+from etrm.data.augment import IDENTITY, Augmentation
+from etrm.data.episodes import Batch, Source
+from etrm.data.families import BENCHMARKS, benchmark
+from etrm.data.grids import PAD, crop
+from etrm.errors import ConfigError
+from etrm.evaluation.voting import QueryKey
+from etrm.experiment.arms import build_arm
+from etrm.models.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class PretrainingConfig(RunConfig):
+    """A run of pretrain_etrm.py: RunConfig and how many tasks each evaluation asks (0: all that there are)."""
+
+    evaluation_tasks: int
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What an evaluation asks: rows of (task id, query, augmentation), the right grids, and the rows as episodes."""
+
+    rows: tuple[tuple[str, int, Augmentation], ...]
+    truths: Mapping[QueryKey, np.ndarray]
+    encode: Callable[[slice], Batch]
+    side: int
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """The base tasks that are asked, in order."""
+        return tuple(dict.fromkeys(task for task, _, _ in self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Where training draws from, what evaluations ask, and what a reader must know about both."""
+
+    source: Source
+    questions: Questions
+    notes: tuple[str, ...]
+
+
+def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
+    """Source and questions of the config's benchmark over a bundle. ConfigError or DataError says what does not fit."""
+    if config.data.train_tasks < 0:
+        raise ConfigError(f"data.train_tasks is {config.data.train_tasks}, expected a count (0: all)")
+    if config.data.benchmark in ARC_AGI:
+        return _whole_arc(config, bundle)
+    if config.data.benchmark in BENCHMARKS:
+        d, b = config.data, benchmark(config.data.benchmark)
+        if (d.augmentations, d.colour_augmentation, d.leave_one_out, d.max_demos) != (1, False, False, b.demos):
+            raise ConfigError(
+                f"{b.version} is made of procedural rules: set data.augmentations=1 data.colour_augmentation=false "
+                f"data.leave_one_out=false data.max_demos={b.demos}"
+            )
+    arm = build_arm(config, bundle)
+    asked = arm.validation.batch
+    if isinstance(config, PretrainingConfig) and config.evaluation_tasks:
+        asked = asked.take(np.flatnonzero(asked.task < config.evaluation_tasks))
+    seen: dict[int, int] = {}
+    rows: list[tuple[str, int, Augmentation]] = []
+    for task in asked.task.tolist():  # every row is a query of its own: this evaluation does not vote
+        seen[task] = seen.get(task, -1) + 1
+        rows.append((arm.validation.task_ids[task], seen[task], IDENTITY))
+    grids = [crop(np.where(labels < 0, PAD, labels), bundle.side) for labels in asked.labels]
+    truths = {(task, query): grid for (task, query, _), grid in zip(rows, grids, strict=True)}
+    note = "evaluation: the benchmark's validation tasks, unvoted; the locked test stays unread"
+    return Prepared(arm.source, Questions(tuple(rows), truths, asked.take, bundle.side), (note,))
+
+
+def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
+    if not isinstance(config, PretrainingConfig):
+        raise ConfigError(
+            f"{config.data.benchmark} needs the key evaluation_tasks (0: all); see cfg_test_frozen_decoder"
+        )
+    data, seed = config.data, config.system.seed
+    split = arc_agi(data.benchmark, bundle.side, data.train_tasks, config.evaluation_tasks, seed)
+
+    def source(tasks: Sequence[Task]) -> ArcAgiSource:
+        return ArcAgiSource(
+            tasks,
+            data.augmentations,
+            data.colour_augmentation,
+            bundle.side,
+            data.max_demos,
+            data.leave_one_out,
+            seed,
+            bundle.row_of,
+        )
+
+    asked = source(split.evaluation)
+    queries = asked.asked(config.evaluation.augmentations)
+    rows = tuple((asked.task_ids[q.task], q.query, q.augmentation) for q in queries)
+    truths = {(t.id, i): q.output for t in split.evaluation for i, q in enumerate(t.queries)}
+    known = set(bundle.provenance.task_ids)
+    answered = sum(t.id in known for t in split.evaluation)
+    notes = [
+        f"decoder_known: the decoder was trained on demonstrations of {answered} of {len(split.evaluation)} evaluation "
+        f"tasks ({bundle.provenance.recipe.split(',')[0]}); a score on those is no clean generalisation",
+        f"up to {config.evaluation.augmentations} votes a query, {len(rows)} answers an evaluation",
+    ]
+    notes += [f"excluded from the evaluation: {b} repeats the training task {a}" for a, b in split.duplicates]
+    if split.too_large:
+        notes.append(f"left out: {split.too_large} tasks whose grids do not fit {bundle.side}x{bundle.side}")
+    questions = Questions(rows, truths, lambda part: asked.encode(queries[part]), bundle.side)
+    return Prepared(source(split.train), questions, tuple(notes))

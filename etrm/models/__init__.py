@@ -1,0 +1,1 @@
+"""Models: the TRM decoder, the encoders that condition it, and the bundles that ship its weights."""

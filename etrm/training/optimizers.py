@@ -1,0 +1,82 @@
+"""Optimisers in plain torch: AdamATan2 (scale-invariant Adam) and the puzzle table's sign-SGD; AdamW is torch's own.
+
+AdamATan2: step = lr * atan2(m_hat, sqrt(v_hat)), after Everett et al., arXiv 2407.05872; no epsilon, so scaling the
+loss changes nothing, and decay is decoupled. A parameter whose gradient is None is left alone; one whose gradient is
+exactly zero still decays, which is why "weights moved" never proves that a gradient arrived.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etrm.config.schema import OptimConfig
+from etrm.errors import ConfigError
+
+
+class AdamATan2(torch.optim.Optimizer):
+    """Adam with atan2 in place of division. State tensors have each parameter's shape, fp32."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient. Closures are not supported."""
+        if closure is not None:
+            raise ConfigError("AdamATan2 takes no closure; call step() after backward()")
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = 0
+                    state["mean"] = torch.zeros_like(p)
+                    state["square"] = torch.zeros_like(p)
+                state["step"] += 1
+                state["mean"].lerp_(p.grad, 1 - beta1)
+                state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                mean = state["mean"] / (1 - beta1 ** state["step"])
+                root = (state["square"] / (1 - beta2 ** state["step"])).sqrt_()
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(torch.atan2(mean, root), alpha=-group["lr"])
+
+
+class SignSGD(torch.optim.Optimizer):
+    """TRM's rule for the puzzle table: rows with a gradient move by lr * sign(g), with decoupled decay; other rows
+    stay.
+    """
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of the rows (first axis) that a batch touched."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                touched = p.grad.flatten(1).ne(0).any(dim=1).view(-1, *[1] * (p.dim() - 1))
+                moved = p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * p.grad.sign()
+                p.copy_(torch.where(touched, moved, p))
+
+
+def make_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """The config's optimiser over the trainable ones of `parameters`; ConfigError if none is trainable."""
+    trainable = [p for p in parameters if p.requires_grad]
+    if not trainable:
+        raise ConfigError("no trainable parameter for the optimiser; is everything frozen?")
+    betas = (config.beta1, config.beta2)
+    if config.name == "adam_atan2":
+        return AdamATan2(trainable, lr, betas, config.weight_decay)
+    return torch.optim.AdamW(trainable, lr=lr, betas=betas, weight_decay=config.weight_decay)

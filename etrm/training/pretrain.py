@@ -1,0 +1,164 @@
+"""Pretraining of a decoder with its own puzzle table (TRM's protocol), and its export as a bundle.
+
+Every row belongs to one augmented task; the context an encoder must later supply is what the row has learned. The
+ceiling that goes into the manifest is the decoder's exact rate with its own rows on fresh queries (rules) or on the
+held-out test queries of the tasks whose demonstrations it was trained on (ARC).
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from etrm.config.schema import ArchConfig, PretrainConfig
+from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
+from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
+from etrm.data.families import benchmark
+from etrm.data.grids import VOCAB
+from etrm.errors import ConfigError
+from etrm.models.bundle import Provenance, save_bundle
+from etrm.models.etrm import Episodes, TableTRM, decode
+from etrm.models.trm import Structure, TRMDecoder
+from etrm.training.checkpoint import checkpoint_folder
+from etrm.training.loop import Report, evaluation_points, fit, pretrain_state
+from etrm.training.run import choose_device
+from etrm.training.update import LossHead, TrainState
+
+GOLDEN = 4
+CEILING_QUERIES = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainingTask:
+    """What a decoder is pretrained on: a source, the names of its rows, and the queries of its ceiling."""
+
+    source: Source
+    row_names: tuple[str, ...]
+    ceiling: Batch
+
+
+def pretraining_task(config: PretrainConfig) -> PretrainingTask:
+    """Source, rows and ceiling queries for the config's benchmark; ConfigError for fields that the benchmark does not
+    have.
+    """
+    data = config.data
+    if data.benchmark in ARC_BENCHMARKS:
+        split = split_arc(arc_benchmark(data.benchmark))
+        tasks = split.decoder[: data.train_tasks or None]
+        augmentations = [
+            task_augmentations(t, data.augmentations, data.colour_augmentation, config.system.seed) for t in tasks
+        ]
+        names = tuple(a.name(t.id) for t, listed in zip(tasks, augmentations, strict=True) for a in listed)
+        rows = {n: i for i, n in enumerate(names)}
+        side = arc_benchmark(data.benchmark).side
+        source = ArcSource(tasks, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
+        return PretrainingTask(source, names, source.encode(source.queries()))
+    if data.augmentations != 1 or data.colour_augmentation or data.leave_one_out:
+        raise ConfigError(
+            "procedural rules have no augmentation: data.augmentations=1, colour_augmentation and leave_one_out false"
+        )
+    b = benchmark(data.benchmark)
+    if data.max_demos != b.demos:
+        raise ConfigError(f"data.max_demos is {data.max_demos}, but {b.version} is fixed at {b.demos} demonstrations")
+    members = b.split().train[: data.train_tasks or None]
+    rule_source = RuleSource(members, b, range(len(members)))
+    ceiling = rule_source.sample(CEILING_QUERIES, np.random.default_rng(10_000 + config.system.seed))
+    return PretrainingTask(rule_source, rule_source.task_ids, ceiling)
+
+
+def make_structure(arch: ArchConfig, side: int) -> Structure:
+    """The config's architecture on a canvas of `side` x `side` cells."""
+    return Structure(
+        vocab_size=VOCAB,
+        seq_len=side * side,
+        context_tokens=arch.context_tokens,
+        hidden_size=arch.hidden_size,
+        num_heads=arch.num_heads,
+        expansion=arch.expansion,
+        layers=arch.layers,
+        h_cycles=arch.h_cycles,
+        l_cycles=arch.l_cycles,
+        pos_encodings=arch.pos_encodings,
+        mlp_t=arch.mlp_t,
+        rope_theta=arch.rope_theta,
+        rms_norm_eps=arch.rms_norm_eps,
+        forward_dtype=arch.forward_dtype,
+        halt_max_steps=arch.halt_max_steps,
+    )
+
+
+def exact_with_own_contexts(model: TableTRM, queries: Batch, device: torch.device, size: int = 256) -> np.ndarray:
+    """Whether each query is answered exactly with the decoder's own table row; (N,) bool."""
+    right: list[np.ndarray] = []
+    for part in queries.batches(size):
+        episodes = Episodes.of(part, device)
+        with torch.inference_mode():
+            context = model.context(episodes).context
+        tokens, _ = decode(model.decoder, episodes.inputs, context)
+        right.append(((tokens == episodes.labels) | (episodes.labels < 0)).all(dim=1).cpu().numpy())
+    return np.concatenate(right)
+
+
+def data_hash(row_names: Sequence[str], queries: Batch) -> str:
+    """sha256 over row names and ceiling queries: changes when tasks, augmentations or encodings do."""
+    digest = hashlib.sha256("\n".join(row_names).encode())
+    digest.update(queries.inputs.tobytes() + queries.labels.tobytes())
+    return digest.hexdigest()
+
+
+def pretrain(
+    config: PretrainConfig,
+    config_name: str,
+    out: Path,
+    checkpoints: Path,
+    report: Report | None = None,
+    say: Callable[[str], None] = print,
+    stop_after: int | None = None,
+) -> TrainState:
+    """Train (or go on training) a decoder and write its bundle to `out` when the budget is spent; returns the final
+    state.
+    """
+    task = pretraining_task(config)
+    device = choose_device(config.system.device)
+    torch.manual_seed(config.system.seed)
+    structure = make_structure(config.arch, task.source.side)
+    table = TableTRM(TRMDecoder(structure), len(task.row_names))
+    model = LossHead(table, config.loss).to(device)
+    state = pretrain_state(config, model, len(task.source.task_ids))
+    folder = checkpoint_folder(checkpoints, config.project, config.run)
+
+    def measure(step: int) -> None:
+        raw = exact_with_own_contexts(table, task.ceiling, device)
+        say(f"update {step}: {int(raw.sum())} of {len(raw)} exact with its own contexts (raw weights)")
+
+    points = dict.fromkeys(evaluation_points(state.total_steps, config.budget.evaluations), measure)
+    rng = np.random.default_rng(config.system.seed)
+    record = fit(config, state, task.source, rng, device, folder / "metrics.jsonl", folder, points, report, stop_after)
+    if record.executed_updates < record.planned_updates:
+        return state
+    if state.ema is not None:
+        # The exported decoder is the averaged one; its raw twin stays in the checkpoint.
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(state.ema.shadow[name])
+    right = exact_with_own_contexts(table, task.ceiling, device)
+    provenance = Provenance(
+        recipe=f"python pretrain_trm.py --config-name {config_name}",
+        benchmark=config.data.benchmark,
+        seed=config.system.seed,
+        updates=record.executed_updates,
+        data_hash=data_hash(task.row_names, task.ceiling),
+        task_ids=task.source.task_ids,
+        row_names=task.row_names,
+        torch=torch.__version__,
+        ceiling={"k": int(right.sum()), "n": len(right), "unvoted": True},
+    )
+    golden = task.ceiling.take(slice(0, GOLDEN))
+    table.requires_grad_(False).to("cpu")
+    inputs, rows = torch.from_numpy(golden.inputs), torch.from_numpy(golden.row)
+    save_bundle(out, table.decoder, table.puzzle_emb.weights.detach(), provenance, inputs, rows)
+    say(f"wrote {out}: {int(right.sum())} of {len(right)} exact with its own contexts")
+    return state

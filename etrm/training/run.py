@@ -1,0 +1,115 @@
+"""What surrounds the loop of an encoder's training run: device and ranks, the model, the run's folder and config file.
+
+Notable: the decoder's structure is the bundle's and stands in the folder's `all_config.yaml` under the public trainer's
+own key names (`arch.L_cycles`, …), so that a checkpoint of ours can be compared with an official one. A folder that was
+written under another config is refused, never continued or overwritten.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from etrm.config.compose import to_dict
+from etrm.config.schema import BudgetConfig, OptimConfig, RunConfig
+from etrm.errors import CheckpointError, ConfigError
+from etrm.models.bundle import Bundle
+from etrm.models.encoders import build_encoder
+from etrm.models.etrm import ETRM
+from etrm.models.official_file import CONFIG, OFFICIAL_NAMES, first_line
+from etrm.models.trm import Structure
+from etrm.training.checkpoint import checkpoint_folder, steps_in
+from etrm.training.loop import planned_updates
+from etrm.training.update import LossHead
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `system.device`; auto takes CUDA, then MPS, then the CPU. ConfigError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    if not there[name]:
+        found = ", ".join(kind for kind, ok in there.items() if ok)
+        raise ConfigError(f"system.device is {name}, but torch finds {found} here; set system.device=auto")
+    return torch.device(name)
+
+
+def check_ranks(budget: BudgetConfig, environment: Mapping[str, str]) -> None:
+    """ConfigError unless the launcher's WORLD_SIZE is 1: a batch it does not divide, or ranks we cannot serve."""
+    told = environment.get("WORLD_SIZE", "1")
+    if not told.isdigit() or int(told) < 1:
+        raise ConfigError(f"WORLD_SIZE is {told!r}, expected a count of ranks; start with python or torchrun")
+    ranks = int(told)
+    if budget.batch_size % ranks:
+        raise ConfigError(
+            f"budget.batch_size {budget.batch_size} is not divisible by {ranks} ranks; "
+            f"set budget.batch_size={max(1, budget.batch_size // ranks) * ranks}"
+        )
+    if ranks > 1:
+        raise ConfigError(f"{ranks} ranks were started, but this version trains in one process; use --nproc-per-node 1")
+
+
+def budget_sentence(budget: BudgetConfig, optim: OptimConfig, tasks: int) -> str:
+    """The budget in words, e.g. "20,000 epochs x 32 tasks / 256 = 2,500 updates, warm-up 500 of them (20 %)"."""
+    updates = planned_updates(budget, tasks)
+    share = f"warm-up {optim.warmup_updates:,} of them ({optim.warmup_updates / updates:.0%})"
+    if budget.epochs:
+        return f"{budget.epochs:,} epochs x {tasks:,} tasks / {budget.batch_size} = {updates:,} updates, {share}"
+    epochs = updates * budget.batch_size / tasks
+    return f"{updates:,} updates x {budget.batch_size} / {tasks:,} tasks = {epochs:,.0f} epochs, {share}"
+
+
+def build_head(config: RunConfig, bundle: Bundle, device: torch.device) -> LossHead:
+    """Encoder (initialised from `system.seed`) in front of the bundle's decoder, with its losses, on `device`."""
+    torch.manual_seed(config.system.seed)
+    spec = bundle.spec()
+    return LossHead(ETRM(build_encoder(config.encoder, spec), bundle.decoder, spec), config.loss).to(device)
+
+
+def official_arch(structure: Structure) -> dict[str, Any]:
+    """A structure under the public trainer's key names; `official_file.structure_of` reads it back."""
+    return {name: getattr(structure, field) for name, field in OFFICIAL_NAMES.items()}
+
+
+def open_run_folder(root: Path, config: RunConfig, bundle: Bundle) -> Path:
+    """`root/project/run` with its all_config.yaml, which is written once.
+
+    Raises CheckpointError if the folder was written under another config or bundle, or lost this file.
+    """
+    folder = checkpoint_folder(root, config.project, config.run)
+    # The width of a row is not the structure's, but the official reader asks for it.
+    arch = official_arch(bundle.structure) | {"puzzle_emb_ndim": int(bundle.table.shape[1])}
+    wanted = to_dict(config) | {"arch": arch, "bundle_sha256": bundle.sha256}
+    path = folder / CONFIG
+    if path.is_file():
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read ({first_line(error)}); choose another run=NAME") from error
+        changed = sorted(_changed(found, wanted))
+        if changed:
+            raise CheckpointError(
+                f"{folder} was written under another config ({', '.join(changed[:6])} differ); nothing was written, "
+                "choose another run=NAME"
+            )
+        return folder
+    if steps_in(folder):
+        raise CheckpointError(
+            f"{folder} has checkpoints but no {CONFIG} to tell what they are; choose another run=NAME"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{CONFIG}.{os.getpid()}.partial"
+    partial.write_text(yaml.safe_dump(wanted))
+    os.replace(partial, path)
+    return folder
+
+
+def _changed(found: object, wanted: object, at: str = "") -> list[str]:
+    """Dotted keys in which two nested configs differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = dict.fromkeys((*wanted, *found))
+        return [d for k in keys for d in _changed(found.get(k), wanted.get(k), f"{at}.{k}" if at else str(k))]
+    return [] if found == wanted else [at or CONFIG]

@@ -1,0 +1,41 @@
+"""Train a decoder bundle: python pretrain_trm.py --config-name cfg_pretrain_cal1 [key=value …]. Interrupted, it
+resumes.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from etrm.config.compose import load
+from etrm.config.schema import PretrainConfig
+from etrm.errors import EtrmError
+from etrm.training.pretrain import pretrain
+
+
+def main() -> int:
+    """Parse the command line, train, export."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-name", required=True, help="a file of config/, without .yaml")
+    parser.add_argument("--out", type=Path, help="bundle folder (default: bundles/<run>)")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    arguments = parser.parse_intermixed_args()
+    start = time.monotonic()
+    try:
+        config = load(PretrainConfig, arguments.config_name, arguments.overrides)
+
+        def report(step: int, loss: float) -> None:
+            if step % 250 == 0:
+                print(f"update {step}: loss {loss:.4f}, {(time.monotonic() - start) / 60:.1f} min", flush=True)
+
+        out = arguments.out or Path("bundles") / config.run
+        pretrain(config, arguments.config_name, out, arguments.checkpoints, report)
+    except EtrmError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+"""H5: train and locked test share no rule, the decoder never saw the locked test, and there are tasks enough to
+decide.
+"""
+
+import pytest
+
+pytestmark = [pytest.mark.frozen_decoder, pytest.mark.calibration]
+
+
+@pytest.mark.parametrize("name", ["disjoint", "provenance", "enough_tasks"])
+def test_the_data_can_carry_a_verdict(calibration, name):
+    found = calibration.check(name)
+    assert found.ok is True, f"{name}: {found.detail}; {found.remedy}"

@@ -1,0 +1,350 @@
+"""The order of questions, as a truth table, and what must hold for any evidence whatever.
+
+Each case starts from evidence on which everything is well and changes one thing; the expected scenario and question
+are those of docs/verdict.md. The property tests draw several changes at once and restate the rule independently of
+the judge.
+"""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etrm.errors import EvaluationError
+from etrm.experiment.checks import CHECK_RULES, Check, check
+from etrm.experiment.demo_evidence import demo_evidence, demo_rung, healthy, with_check
+from etrm.experiment.evidence import (
+    RUNGS,
+    USEFUL,
+    ArmName,
+    Budget,
+    Evidence,
+    GradientEvidence,
+    NullEvidence,
+    OracleEvidence,
+    Score,
+    refused,
+)
+from etrm.experiment.next_steps import NEXT_STEPS
+from etrm.experiment.verdict import exit_code, judge, to_json, validate_json
+
+pytestmark = pytest.mark.fast
+ARMS: tuple[ArmName, ...] = ("calibration", "micro", "arc")
+FAILED_ORACLE = OracleEvidence(1, Score(2, 512, 32, (0.0, 0.015)), 6)
+
+
+def failing(evidence: Evidence, name: str, ok: bool | None, detail: str) -> Evidence:
+    return replace(evidence, validity=with_check(name, ok, detail))
+
+
+def with_loss(evidence: Evidence, **changes: float | bool | None) -> Evidence:
+    assert evidence.loss is not None
+    return replace(evidence, loss=replace(evidence.loss, **changes))
+
+
+def with_rung(evidence: Evidence, name: str, k: int, ci95: tuple[float, float], **changes: object) -> Evidence:
+    new = replace(demo_rung(name, k, ci95), **changes)
+    return replace(evidence, rungs=tuple(new if r.name == name else r for r in evidence.rungs))
+
+
+def with_headline(evidence: Evidence, k: int, ci95: tuple[float, float], **changes: object) -> Evidence:
+    return with_rung(evidence, evidence.headline, k, ci95, **changes)
+
+
+def with_gradient(evidence: Evidence, state: str | None) -> Evidence:
+    return replace(evidence, gradient=GradientEvidence(state, "encoder.proj", "planted"))
+
+
+def without_rung(evidence: Evidence, name: str) -> Evidence:
+    return replace(evidence, rungs=tuple(r for r in evidence.rungs if r.name != name))
+
+
+def stopped(evidence: Evidence) -> Evidence:
+    return replace(
+        evidence, budget=Budget(6000, 20, 9000, 30, 0.05, True, "gradient is not intact"), rungs=(), loss=None
+    )
+
+
+LOW = (3, (0.001, 0.017))
+WIDE = (20, (0.012, 0.08))
+
+# change of healthy evidence -> scenario, question, text that the reasons must contain
+TABLE = {
+    "healthy": (lambda e: e, "A", 5, "above every null"),
+    # 1 validity
+    "structure": (lambda e: failing(e, "structure", False, "L_cycles 6"), "INVALID", 1, "L_cycles 6"),
+    "finite": (lambda e: failing(e, "finite", False, "NaN at 12"), "INVALID", 1, "NaN at 12"),
+    "overlap": (lambda e: failing(e, "disjoint", False, "070dd51e"), "INVALID", 1, "070dd51e"),
+    "provenance": (lambda e: failing(e, "provenance", False, "none"), "INVALID", 1, "training tasks"),
+    "not evaluated": (lambda e: failing(e, "golden_logits", None, "no file"), "UNDECIDED", 1, "no file"),
+    "not reported": (lambda e: replace(e, validity=e.validity[:-1]), "UNDECIDED", 1, "not reported"),
+    "few tasks": (lambda e: failing(e, "enough_tasks", False, "4 tasks"), "UNDECIDED", 1, "4 tasks"),
+    "budget": (lambda e: replace(e, budget=Budget(9, 8, 9, 9, 0.0, True)), "INVALID", 1, "8 of 9 updates"),
+    "episodes": (lambda e: replace(e, budget=Budget(9, 9, 90, 9, 0.0, True)), "INVALID", 1, "9 of 90 distinct"),
+    "warm-up": (lambda e: replace(e, budget=Budget(9, 9, 9, 9, 0.4, True)), "UNDECIDED", 1, "40 %"),
+    "base rate": (lambda e: replace(e, budget=Budget(9, 9, 9, 9, 0.1, False)), "UNDECIDED", 1, "never reached"),
+    "unknown check": (
+        lambda e: replace(e, validity=(*e.validity, Check("moon_phase", False, "new", "wait", "H6"))),
+        "INVALID",
+        1,
+        "moon_phase",
+    ),
+    "stopped early, intact": (lambda e: stopped(e), "UNDECIDED", 1, "stopped on purpose"),
+    # 2 gradient
+    "blocked": (lambda e: with_gradient(e, "blocked"), "B", 2, "blocked at encoder.proj"),
+    "partial": (lambda e: with_gradient(e, "partial"), "B", 2, "partial"),
+    "vanishing": (lambda e: with_gradient(e, "vanishing"), "B", 2, "vanishing"),
+    "unmeasured gradient": (lambda e: with_gradient(e, None), "UNDECIDED", 2, "not measured"),
+    "blocked, stopped early": (lambda e: with_gradient(stopped(e), "blocked"), "B", 2, "blocked"),
+    "blocked, few tasks": (
+        lambda e: with_gradient(failing(e, "enough_tasks", False, "4 tasks"), "blocked"),
+        "B",
+        2,
+        "blocked",
+    ),
+    # 3 loss
+    "flat": (lambda e: with_loss(e, p_decrease=0.4), "UNDECIDED", 3, "optimisation"),
+    "rising": (lambda e: with_loss(e, probe_end=1.4), "UNDECIDED", 3, "optimisation"),
+    "flat, low outcome": (lambda e: with_headline(with_loss(e, p_decrease=0.4), *LOW), "UNDECIDED", 3, "does not fall"),
+    "no loss": (lambda e: replace(e, loss=None), "UNDECIDED", 3, "not measured"),
+    "no constant control": (lambda e: with_loss(e, constant_context_loss=None), "UNDECIDED", 3, "constant context"),
+    "ignored, low": (
+        lambda e: with_headline(with_loss(e, own_loss=1.02, p_below_constant=0.5), *LOW),
+        "C",
+        3,
+        "context ignored",
+    ),
+    "ignored by mismatched, low": (
+        lambda e: with_headline(with_loss(e, mismatched_loss=0.21, p_below_mismatched=0.5), *LOW),
+        "C",
+        3,
+        "mismatched",
+    ),
+    "ignored, yet high": (lambda e: with_loss(e, p_below_constant=0.5), "UNDECIDED", 3, "do not settle"),
+    # 4 fit
+    "no seen rung": (lambda e: without_rung(e, "seen_task"), "UNDECIDED", 4, "not evaluated"),
+    "unfit, plateau": (lambda e: with_headline(with_rung(e, "seen_task", *LOW), *LOW), "C", 4, "does not fit"),
+    "unfit, falling": (
+        lambda e: with_loss(with_headline(with_rung(e, "seen_task", *LOW), *LOW), plateaued=False),
+        "UNDECIDED",
+        4,
+        "underfit",
+    ),
+    "unfit, yet unseen high": (lambda e: with_rung(e, "seen_task", *LOW), "UNDECIDED", 4, "underfit"),
+    # 5 generalisation
+    "no headline": (lambda e: without_rung(e, e.headline), "UNDECIDED", 5, "not evaluated"),
+    "low": (lambda e: with_headline(e, *LOW), "C", 5, "does not transfer"),
+    "low, still falling": (
+        lambda e: with_loss(with_headline(e, *LOW), plateaued=False),
+        "UNDECIDED",
+        5,
+        "still falling",
+    ),
+    "wide": (lambda e: with_headline(e, *WIDE), "UNDECIDED", 5, "160 would"),
+    "decoder knows": (lambda e: with_headline(e, 307, (0.52, 0.67), decoder_known=True), "UNDECIDED", 5, "no plain A"),
+    "decoder may know": (
+        lambda e: with_headline(e, 307, (0.52, 0.67), decoder_known=None),
+        "UNDECIDED",
+        5,
+        "may have been",
+    ),
+    "decoder knows, low": (lambda e: with_headline(e, *LOW, decoder_known=True), "C", 5, "decoder_known"),
+    "constant not at its plateau": (lambda e: with_loss(e, constant_plateaued=None), "UNDECIDED", 5, "weaker"),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("case", TABLE)
+def test_truth_table(case: str, arm: ArmName) -> None:
+    change, scenario, question, text = TABLE[case]
+    verdict = judge(change(healthy(arm)))
+    assert (verdict.scenario, verdict.question) == (scenario, question), verdict.reasons
+    assert text in " | ".join(verdict.reasons)
+
+
+def test_demos_are_what_they_say() -> None:
+    for arm in ARMS:
+        for scenario in ("A", "B", "C", "UNDECIDED", "INVALID"):
+            assert judge(demo_evidence(scenario, arm)).scenario == scenario
+    with pytest.raises(EvaluationError, match="expected A, B, C"):
+        demo_evidence("D")
+
+
+@pytest.mark.parametrize("name", CHECK_RULES)
+def test_every_check_bars_every_outcome(name: str) -> None:
+    rule = CHECK_RULES[name]
+    failed = replace(healthy("arc"), validity=with_check(name, False, "planted"))
+    open_ = replace(healthy("arc"), validity=with_check(name, None, "planted"))
+    assert judge(failed).scenario == rule.on_failure
+    assert judge(open_).scenario == "UNDECIDED"
+    blocked = judge(with_gradient(failed, "blocked")).scenario
+    assert blocked == ("B" if rule.on_failure == "UNDECIDED" and rule.stage == "outcome" else rule.on_failure)
+
+
+@pytest.mark.parametrize("null", healthy().required_nulls)
+def test_a_must_beat_every_null(null: str) -> None:
+    good = healthy()
+    rung = good.rung(good.headline)
+    assert rung is not None
+    lost = {**rung.nulls, null: NullEvidence(290, 512, 0.2, (-0.02, 0.09))}
+    missing = {name: m for name, m in rung.nulls.items() if name != null}
+    untested = {**rung.nulls, null: replace(rung.nulls[null], p=None)}
+    for nulls in (lost, missing, untested):
+        changed = replace(good, rungs=(good.rungs[0], replace(rung, nulls=nulls)))
+        assert judge(changed).scenario == "UNDECIDED"
+        assert null in judge(changed).reasons[0]
+
+
+def test_useless_demonstrations_are_c_even_at_a_high_rate() -> None:
+    """A constant context that solves half of the queries: the rate is high, what the demonstrations add is nothing."""
+    good = with_loss(healthy("micro"), own_loss=1.02, p_below_constant=0.5, p_below_mismatched=0.5)
+    for rung in good.rungs:
+        nulls = {name: NullEvidence(round(0.97 * rung.score.k), 512, 0.3, (-0.01, 0.012)) for name in rung.nulls}
+        good = replace(good, rungs=tuple(replace(r, nulls=nulls) if r.name == rung.name else r for r in good.rungs))
+    assert judge(good).scenario == "C"
+
+
+def test_certificate_is_needed_for_arc_and_user_encoders_only() -> None:
+    own, arc = replace(healthy(), certificate=None), replace(healthy("arc"), certificate=None)
+    assert judge(own).scenario == "A"
+    for evidence in (arc, replace(own, user_encoder=True)):
+        assert judge(evidence).scenario == "UNDECIDED"
+        assert "certificate" in judge(evidence).reasons[0]
+
+
+def test_failing_oracle_is_not_shown_steerable_and_clears_the_encoder_of_blame() -> None:
+    low = with_headline(healthy(), *LOW)
+    blind = judge(replace(low, oracle_many=FAILED_ORACLE, oracle_demos=FAILED_ORACLE))
+    seeing = judge(low)
+    assert blind.scenario == seeing.scenario == "C"
+    text = " ".join(blind.reasons)
+    assert "not shown steerable: 1 of 32 tasks" in text and "'encoder too weak' may not be concluded" in text
+    assert "impossible" not in text and "may not be concluded" not in " ".join(seeing.reasons)
+    assert blind.hypotheses["H7"].status == "open" and seeing.hypotheses["H7"].status == "supported"
+    assert blind.next_steps[0] == NEXT_STEPS["C.not_steerable"][0] and seeing.next_steps == NEXT_STEPS["C"]
+
+
+def test_refused_before_training_is_invalid_and_complete_as_json() -> None:
+    checks = (check("structure", False, "L_cycles is 4, trained with 2"),)
+    verdict = judge(refused("calibration", "aligned", False, checks, "refused before training"))
+    assert verdict.scenario == "INVALID" and len(verdict.reasons) == 2
+    body = to_json({"calibration": verdict})["arms"]["calibration"]
+    assert body["gradient"] is None and body["rungs"]["seen_task"]["n"] == 0 and body["budget"] == {}
+
+
+def test_hypotheses_follow_the_evidence() -> None:
+    def status(evidence: Evidence) -> dict[str, str]:
+        return {name: h.status for name, h in judge(evidence).hypotheses.items()}
+
+    assert status(healthy()) == dict.fromkeys(("H1", "H2", "H3", "H4", "H5", "H6", "H7"), "refuted")
+    assert status(with_gradient(healthy(), "blocked"))["H2"] == "supported"
+    assert status(with_loss(healthy(), p_decrease=0.4))["H4"] == "supported"
+    assert status(with_gradient(with_loss(healthy(), p_decrease=0.4), "blocked"))["H4"] == "open"
+    assert status(replace(healthy(), validity=with_check("structure", False, "x")))["H1"] == "supported"
+    assert status(replace(healthy(), validity=with_check("disjoint", None, "x")))["H5"] == "open"
+    collapsed = replace(healthy().findings[0], value=0.001)
+    assert status(replace(healthy(), findings=(collapsed,)))["H3"] == "supported"
+
+
+def test_confidence_grows_with_seeds_and_distance() -> None:
+    assert judge(healthy()).confidence == "high"
+    assert judge(replace(healthy(), seeds=1)).confidence == "moderate"
+    assert judge(replace(with_headline(healthy(), 40, (0.03, 0.13)), seeds=1)).confidence == "low"
+    assert judge(with_loss(healthy(), p_decrease=0.4)).confidence == "none"
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "failed", "code"),
+    [
+        (("A", "A"), False, 0), (("A", "C"), True, 1), (("B",), True, 1), (("A", "UNDECIDED"), False, 10),
+        (("A", "UNDECIDED"), True, 10), (("INVALID", "UNDECIDED"), True, 11), (("INVALID",), False, 11), ((), True, 1),
+    ],
+)  # fmt: skip
+def test_exit_code(scenarios: tuple[str, ...], failed: bool, code: int) -> None:
+    verdicts = {str(i): judge(demo_evidence(name)) for i, name in enumerate(scenarios)}
+    assert exit_code(verdicts, failed) == code
+
+
+def test_json_has_the_shape_of_schema_1() -> None:
+    """Golden: keys and values as the issue that asked for schema 1 wrote them down."""
+    document = to_json({arm: judge(healthy(arm)) for arm in ("calibration", "arc")})
+    assert document["schema"] == 1 and list(document["arms"]) == ["calibration", "arc"]
+    body = document["arms"]["calibration"]
+    assert {"scenario", "reasons", "rungs", "gradient", "metrics", "hypotheses", "budget"} <= set(body)
+    rung = body["rungs"]["unseen_composition"]
+    assert {key: rung[key] for key in ("k", "n", "tasks", "ci95", "null")} == {
+        "k": 307, "n": 512, "tasks": 40, "ci95": [0.52, 0.67], "null": {"k": 6, "n": 512},
+    }  # fmt: skip
+    assert list(document["arms"]["arc"]["rungs"]) == list(RUNGS["arc"])
+    assert body["question"] == {"number": 5, "name": "generalisation"} and body["gradient"] == "intact"
+    assert Evidence.from_json(body["evidence"]) == healthy()
+    validate_json(document)
+
+
+def test_json_marks_what_the_decoder_knew() -> None:
+    known = with_headline(healthy("arc"), 307, (0.52, 0.67), decoder_known=True)
+    body = to_json({"arc": judge(known)})["arms"]["arc"]
+    assert body["rungs"]["unseen_task"]["reading"] == "above (decoder_known)"
+    assert body["rungs"]["unseen_task"]["decoder_known"] is True and body["scenario"] == "UNDECIDED"
+
+
+CHANGES = sorted(set(TABLE) - {"healthy", "stopped early, intact", "blocked, stopped early"})
+
+
+@st.composite
+def changed_evidence(draw: st.DrawFn) -> Evidence:
+    """Healthy evidence with up to four changes of the table, random checks and a random gradient."""
+    evidence = healthy(draw(st.sampled_from(ARMS)))
+    for name in draw(st.lists(st.sampled_from(CHANGES), max_size=4, unique=True)):
+        if name in ("no constant control", "flat", "rising") and evidence.loss is None:
+            continue
+        if evidence.loss is None and any(word in name for word in ("flat", "falling", "ignored", "plateau", "control")):
+            continue
+        evidence = TABLE[name][0](evidence)
+    odd = draw(st.dictionaries(st.sampled_from(sorted(CHECK_RULES)), st.sampled_from([False, None]), max_size=2))
+    checks = tuple(replace(c, ok=odd.get(c.name, c.ok)) for c in evidence.validity)
+    state = draw(st.sampled_from(["intact", "intact", "intact", "partial", "vanishing", "blocked", None]))
+    if evidence.gradient.state == "intact":
+        evidence = with_gradient(evidence, state)
+    return replace(evidence, validity=checks)
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(changed_evidence())
+def test_precedence(evidence: Evidence) -> None:
+    """Restates the first two questions and the two conditions that no A and no C may lack."""
+    verdict = judge(evidence)
+    invalid = any(
+        c.ok is False and (c.name not in CHECK_RULES or CHECK_RULES[c.name].on_failure == "INVALID")
+        for c in verdict.checks
+    )
+    barred = any(
+        c.ok is not True and (c.name not in CHECK_RULES or CHECK_RULES[c.name].stage == "start") for c in verdict.checks
+    )
+    state = evidence.gradient.state
+    assert (verdict.scenario == "INVALID") == invalid
+    assert (verdict.scenario == "B") == (not invalid and not barred and state not in ("intact", None))
+    rung = evidence.rung(evidence.headline)
+    if verdict.scenario in ("A", "C"):
+        assert state == "intact" and rung is not None and all(c.ok is True for c in verdict.checks)
+        assert evidence.loss is not None and evidence.loss.p_decrease is not None and evidence.loss.p_decrease < 0.05
+    if verdict.scenario == "A":
+        assert rung is not None and rung.score.ci95[0] > USEFUL and rung.decoder_known is False
+        assert all(
+            m.p is not None and m.p < 0.05 and m.k * rung.score.n < rung.score.k * m.n for m in rung.nulls.values()
+        )
+    if verdict.scenario == "C":
+        assert rung is not None
+        assert rung.score.ci95[1] < USEFUL or any(m.lift_ci95 and m.lift_ci95[1] < USEFUL for m in rung.nulls.values())
+    validate_json(to_json({evidence.arm: verdict}))
+    assert judge(Evidence.from_json(evidence.to_json())) == verdict
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(changed_evidence(), st.sampled_from(CHANGES))
+def test_one_more_failure_never_makes_an_a(evidence: Evidence, name: str) -> None:
+    if evidence.loss is None:
+        evidence = replace(evidence, loss=healthy().loss)
+    before, after = judge(evidence).scenario, judge(TABLE[name][0](evidence)).scenario
+    assert after != "A", f"{before} became A by {name}"
