@@ -16,7 +16,9 @@ from etrm.experiment.progress import PhaseProgress
 
 def main() -> int:
     """Parse the command line, train, evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config-name", required=True, help="a file of config/, without .yaml")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="default: checkpoints")
     parser.add_argument("overrides", nargs="*", help="key=value")

@@ -30,7 +30,8 @@ def main() -> int:
                 print(f"update {step}: loss {loss:.4f}, {(time.monotonic() - start) / 60:.1f} min", flush=True)
 
         out = arguments.out or Path("bundles") / config.run
-        pretrain(config, arguments.config_name, out, arguments.checkpoints, report)
+        recipe = " ".join((arguments.config_name, *arguments.overrides))
+        pretrain(config, recipe, out, arguments.checkpoints, report)
     except EtrmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -5,14 +5,39 @@ makes such a bundle. What a decoder computes (H, L, heads, …) is the bundle's,
 `models.trm.Structure`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from etrm.errors import ConfigError
 
 Objective = Literal["lm", "lm+table"]
 
 
+SHARES = frozenset({"table_share", "cooldown_share", "min_ratio", "exploration"})  # 0..1
+DECAYS = frozenset({"beta1", "beta2", "ema_decay"})  # 0..1 without 1
+COUNTED = frozenset({"batch_size", "log_every", "max_demos", "num_heads", "hidden_size"})  # from 1
+
+
+class Checked:
+    """Refuses numbers outside their field's range: nothing below is negative, but for `decoder_updates` -1."""
+
+    def __post_init__(self) -> None:
+        """ConfigError naming the section's field, its value and what was expected."""
+        for f in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            least = -1 if f.name == "decoder_updates" else int(f.name in COUNTED)
+            most = 1.0 if f.name in SHARES | DECAYS else float("inf")
+            if not least <= value <= most or (f.name in DECAYS and value == 1):
+                limit = (
+                    "at least" if most > 1 else f"at most 1{', without 1 itself,' * (f.name in DECAYS)} and at least"
+                )
+                raise ConfigError(f"{type(self).__name__}.{f.name} is {value}, expected {limit} {least}")
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which tasks, and how episodes are drawn from them."""
 
     benchmark: str
@@ -24,7 +49,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Checked):
     """Which encoder of the registry, and its size."""
 
     name: str
@@ -35,7 +60,7 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     """Objective and weights. `table_share` is the part of the updates in which the decoder's own rows teach
     (lm+table).
     """
@@ -47,7 +72,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """Optimiser and schedule: linear warm-up, then constant, then cosine to `min_ratio` over the last
     `cooldown_share`.
     """
@@ -65,7 +90,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class BudgetConfig:
+class BudgetConfig(Checked):
     """How long. Either `updates`, or `epochs` (one visit a task each) with updates 0."""
 
     updates: int
@@ -77,14 +102,14 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
-class ActConfig:
+class ActConfig(Checked):
     """Adaptive computation in training; evaluation always runs the structure's halt_max_steps."""
 
     exploration: float  # chance that a sample gets a random minimum number of ACT steps
 
 
 @dataclass(frozen=True)
-class FreezeConfig:
+class FreezeConfig(Checked):
     """Staged training: the decoder is frozen for `decoder_updates` (-1: for good), then joins at `joint_lr`."""
 
     decoder_updates: int
@@ -92,7 +117,7 @@ class FreezeConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """Sizes of the evaluation; queries a task for procedural rules (ARC tasks bring their own)."""
 
     batch_size: int
@@ -106,7 +131,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class SystemConfig:
+class SystemConfig(Checked):
     """Where it runs."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -132,7 +157,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ArchConfig:
+class ArchConfig(Checked):
     """A decoder's structure; the fields of models.trm.Structure that data does not decide."""
 
     context_tokens: int
@@ -151,7 +176,7 @@ class ArchConfig:
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Checked):
     """The puzzle table in pretraining: `lr_ratio` times the decoder's rate, Adam-type or TRM's sign-SGD."""
 
     optimizer: Literal["adamw", "sign_sgd"]

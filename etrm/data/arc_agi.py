@@ -41,15 +41,13 @@ def arc_agi(name: str, side: int, train_tasks: int, evaluation_tasks: int, seed:
     version = ARC_AGI[name]
     everything = [load_arc(version, "training"), load_arc(version, "evaluation")]
     train, test = ([t for t in part if fits(t, side)] for part in everything)
+    on_canvas = f"tasks on a {side}x{side} canvas"
+    chosen = _first(train, train_tasks, seed, f"{name} training {on_canvas}", "data.train_tasks")
     duplicates = overlaps(train, test)
     repeated = {evaluation for _, evaluation in duplicates}
     test = [t for t in test if t.id not in repeated]
-    return ArcAgi(
-        _first(train, train_tasks, seed, f"{name} training tasks on a {side}x{side} canvas", "data.train_tasks"),
-        _first(test, evaluation_tasks, seed, f"{name} evaluation tasks on a {side}x{side} canvas", "evaluation_tasks"),
-        duplicates,
-        sum(not fits(t, side) for part in everything for t in part),
-    )
+    asked = _first(test, evaluation_tasks, seed, f"{name} evaluation {on_canvas}", "evaluation_tasks")
+    return ArcAgi(chosen, asked, duplicates, sum(not fits(t, side) for part in everything for t in part))
 
 
 def _first(tasks: Sequence[Task], count: int, seed: int, what: str, key: str) -> tuple[Task, ...]:

@@ -6,6 +6,7 @@ duplicates (by canonical hash, so also rotated or recoloured) dropped. Changing 
 it another version.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ def arc_benchmark(version: str) -> ArcBenchmark:
     return ARC_BENCHMARKS[version]
 
 
+@functools.cache
 def distinct_tasks(side: int) -> tuple[Task, ...]:
     """Every ARC task that fits a (side, side) canvas, once each, sorted by id; of duplicates the first id stays."""
     by_id: dict[str, Task] = {}

@@ -143,13 +143,18 @@ class ArcSource:
         self.row_of, self.leave_one_out = row_of, leave_one_out
 
     def sample(self, count: int, rng: np.random.Generator) -> Batch:
-        """`count` leave-one-out episodes: task, then augmentation, then the pair asked, each uniform."""
+        """`count` leave-one-out episodes: task, then augmentation, then the pair asked, each uniform.
+
+        DataError without `leave_one_out`: nothing is left to ask that is neither shown nor kept for the evaluation.
+        """
+        if not self.leave_one_out:
+            raise DataError("a demonstration would be asked while it is shown; set data.leave_one_out=true")
         chosen = []
         for task in rng.integers(len(self.tasks), size=count):
             demos = self.tasks[task].demos
             augmentation = self.augmentations[task][rng.integers(len(self.augmentations[task]))]
             asked = int(rng.integers(len(demos)))
-            shown = [d for i, d in enumerate(demos) if i != asked] if self.leave_one_out else list(demos)
+            shown = [d for i, d in enumerate(demos) if i != asked]
             shown = [shown[i] for i in rng.permutation(len(shown))[: self.max_demos]]
             row = self.row_of(augmentation.name(self.task_ids[task]))
             chosen.append(ArcQuery(int(task), asked, augmentation, tuple(shown), demos[asked], row))
@@ -168,11 +173,12 @@ class ArcSource:
         ]
 
     def demonstrations(self) -> list[ArcQuery]:
-        """Every demonstration as a query answered from the others, identity augmentation (the oracle's labelled
-        pairs).
+        """Every demonstration as a query answered from the others (up to max_demos), identity augmentation (the
+        oracle's labelled pairs).
         """
+        most = self.max_demos
         return [
-            ArcQuery(t, d, IDENTITY, tuple(p for i, p in enumerate(task.demos) if i != d), asked, self.row_of(task.id))
+            ArcQuery(t, d, IDENTITY, (*task.demos[:d], *task.demos[d + 1 :])[:most], asked, self.row_of(task.id))
             for t, task in enumerate(self.tasks)
             for d, asked in enumerate(task.demos)
         ]

@@ -124,11 +124,14 @@ def random_grids(count: int, side: int, colours: int, black: float, rng: np.rand
 
 
 def distinct(
-    rules: tuple[Member, ...], side: int, colours: int, inputs: int = 1000, seed: int = 0
+    rules: tuple[Member, ...], side: int, colours: int, black: float, inputs: int = 1000, seed: int = 0
 ) -> tuple[Member, ...]:
-    """The members that are different rules: of two that agree on all of `inputs` random grids the first is kept."""
+    """The members that are different rules: of two that agree on all of `inputs` random grids the first is kept.
+
+    The grids are drawn as the benchmark draws its own: without black, say, every fall is the identity.
+    """
     rng = np.random.default_rng(seed)
-    probes = random_grids(inputs, side, colours, 0.2, rng)
+    probes = random_grids(inputs, side, colours, black, rng)
     seen: dict[bytes, Member] = {}
     for member in rules:
         seen.setdefault(hashlib.sha256(member(probes).tobytes()).digest(), member)
@@ -156,7 +159,7 @@ class Benchmark:
         new.
         """
         rules = tuple(m for family in self.families for m in members(family, self.colours))
-        rules = distinct(rules, self.side, self.colours)
+        rules = distinct(rules, self.side, self.colours, self.black)
         order = np.random.default_rng(self.split_seed).permutation(len(rules))
         held = [rules[i] for i in order[: self.held_out]]
         train = tuple(rules[i] for i in sorted(order[self.held_out :]))

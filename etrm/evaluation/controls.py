@@ -103,7 +103,7 @@ def best_dihedral(queries: Batch, side: int) -> np.ndarray:
 
 
 class ConstantContext(nn.Module):
-    """An "encoder" that ignores its demonstrations: one learned (T, D) context for all, starting at the table's mean."""
+    """An "encoder" that ignores its demonstrations: one learned (T, D) context, from the table's mean on."""
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ class FrozenDecoderRun:
         self._start = time.monotonic()
 
     def run(self) -> Evidence:
-        """Run the experiment and write its files. Errors of encoder or bundle become INVALID evidence, never a crash."""
+        """Run the experiment and write its files. Errors of encoder or bundle become INVALID evidence."""
         self.folder.mkdir(parents=True, exist_ok=True)
         arm_name: Any = "arc" if self.config.data.benchmark.startswith("arc") else "calibration"
         try:
@@ -311,7 +311,8 @@ class FrozenDecoderRun:
         return metrics
 
     def _evidence(
-        self, arm: Arm, checks: tuple[Check, ...], gradient: GradientEvidence, loss: LossEvidence | None, rungs: tuple[Any, ...],
+        self, arm: Arm, checks: tuple[Check, ...], gradient: GradientEvidence, loss: LossEvidence | None,
+        rungs: tuple[Any, ...],
         positive: Answers, budget: BudgetRecord | None, metrics: dict[str, float | None], stopped_early: bool = False,
     ) -> Evidence:  # fmt: skip
         config = self.config
@@ -338,11 +339,16 @@ class FrozenDecoderRun:
                 budget.reached_base_rate,
             )
         return Evidence(
-            arm=arm.name, encoder=config.encoder.name, user_encoder=self.user_encoder, objective=config.loss.objective, seeds=1,
+            arm=arm.name, encoder=config.encoder.name, user_encoder=self.user_encoder,
+            objective=config.loss.objective, seeds=1,
             validity=checks, gradient=gradient, loss=loss, rungs=rungs, oracle_many=None, oracle_demos=None,
             positive_control=score_of("positive", positive, arm.rungs[0]), findings=_findings(metrics), budget=spent,
             certificate=self.certificate, required_nulls=ALL_NULLS,
-            provenance={"bundle": config.bundle, "config": json.dumps(to_dict(config), sort_keys=True), "torch": torch.__version__},
+            provenance={
+                "bundle": config.bundle,
+                "config": json.dumps(to_dict(config), sort_keys=True),
+                "torch": torch.__version__,
+            },
             metrics=metrics,
         )  # fmt: skip
 

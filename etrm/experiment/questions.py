@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etrm.config.schema import RunConfig
+from etrm.config.schema import Checked, RunConfig
 from etrm.data.arc import Task
 from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, arc_agi
 from etrm.data.augment import IDENTITY, Augmentation
@@ -25,7 +25,7 @@ from etrm.models.bundle import Bundle
 
 
 @dataclass(frozen=True)
-class PretrainingConfig(RunConfig):
+class PretrainingConfig(RunConfig, Checked):
     """A run of pretrain_etrm.py: RunConfig and how many tasks each evaluation asks (0: all that there are)."""
 
     evaluation_tasks: int
@@ -57,8 +57,6 @@ class Prepared:
 
 def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
     """Source and questions of the config's benchmark over a bundle. ConfigError or DataError says what does not fit."""
-    if config.data.train_tasks < 0:
-        raise ConfigError(f"data.train_tasks is {config.data.train_tasks}, expected a count (0: all)")
     if config.data.benchmark in ARC_AGI:
         return _whole_arc(config, bundle)
     if config.data.benchmark in BENCHMARKS:
@@ -71,6 +69,11 @@ def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
     arm = build_arm(config, bundle)
     asked = arm.validation.batch
     if isinstance(config, PretrainingConfig) and config.evaluation_tasks:
+        there = len(arm.validation.task_ids)
+        if config.evaluation_tasks > there:
+            raise ConfigError(
+                f"evaluation_tasks is {config.evaluation_tasks}, but there are {there}; set it to 0 for all"
+            )
         asked = asked.take(np.flatnonzero(asked.task < config.evaluation_tasks))
     seen: dict[int, int] = {}
     rows: list[tuple[str, int, Augmentation]] = []
@@ -89,6 +92,8 @@ def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
             f"{config.data.benchmark} needs the key evaluation_tasks (0: all); see cfg_test_frozen_decoder"
         )
     data, seed = config.data, config.system.seed
+    if config.evaluation.augmentations < 1:
+        raise ConfigError("evaluation.augmentations is 0, expected at least 1: the votes of each query")
     split = arc_agi(data.benchmark, bundle.side, data.train_tasks, config.evaluation_tasks, seed)
 
     def source(tasks: Sequence[Task]) -> ArcAgiSource:

@@ -9,7 +9,7 @@ Legend: B batch, T context tokens.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -50,6 +50,23 @@ class GradientWatch:
         return [(FIRST + i, n) for i, update in enumerate(self.norms[FIRST:]) for n, v in update.items() if not v]
 
 
+def tokens_without_path(context: torch.Tensor, trainable: list[torch.nn.Parameter]) -> set[tuple[int, int]]:
+    """(sample, token) of a context (B, T, D) from which no gradient reaches the encoder, whatever the loss gives it.
+
+    The decoder hands a gradient to every token it reads; whether that token still hangs on the encoder is another question.
+    """
+    if not context.requires_grad or not trainable:
+        return {(i, t) for i in range(context.shape[0]) for t in range(context.shape[1])}
+    lost = set()
+    generator = torch.Generator().manual_seed(0)
+    for i, t in np.ndindex(context.shape[0], context.shape[1]):
+        direction = torch.randn(context.shape[-1], generator=generator)
+        found = torch.autograd.grad(context[i, t].float() @ direction, trainable, allow_unused=True, retain_graph=True)
+        if not any(g is not None and bool(g.any()) for g in found):
+            lost.add((i, t))
+    return lost
+
+
 def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: torch.device) -> GradientWatch:
     """Train FIRST + THEN updates on the LM loss alone, report where gradient arrived, and put the encoder back bitwise.
 
@@ -74,6 +91,7 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
     norms: list[dict[str, float | None]] = []
     coverages: list[Coverage] = []
     finite = True
+    cut: set[tuple[int, int]] = set()
     carry = None
     for update in range(FIRST + THEN):
         new = Episodes.of(source.sample(SAMPLES, rng), device)
@@ -83,6 +101,7 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
         lm = losses.lm
         if update < steps and lm.requires_grad:
             coverages.append(coverage(lm, encoder, out.encoded.context))
+            cut |= tokens_without_path(out.encoded.context, trainable)
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
         if lm.requires_grad:
@@ -102,5 +121,7 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
         state = GradientState("blocked", 0.0, tuple(gradients), tuple(range(SAMPLES)))
     else:
         state = classify(gradients, weights, float(lm.detach().sum()), coverages)
+    if cut and state.state == "intact":
+        state = replace(state, state="partial", tokens=tuple(sorted(cut)))
     late = {n: v or 0.0 for n, v in norms[-1].items()}
     return GradientWatch(state, tuple(norms), tuple(coverages), calls[0], FIRST + THEN, finite, late)

@@ -33,7 +33,7 @@ GOLDEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a decoder comes from. `row_names` names each table row; `task_ids` the base tasks whose pairs trained it."""
+    """Where a decoder comes from. `row_names` names its table rows, `task_ids` the base tasks that trained it."""
 
     recipe: str  # the command that makes it
     benchmark: str
@@ -150,7 +150,8 @@ def bundle_folder(name: str) -> Path:
         if (folder / "manifest.json").is_file():
             return folder
     raise BundleError(
-        f"no decoder bundle {name!r}: neither embedded ({', '.join(available()) or 'none'}) nor a folder with manifest.json; "
+        f"no decoder bundle {name!r}: neither embedded ({', '.join(available()) or 'none'}) nor a folder with "
+        "manifest.json; "
         "make one with: python pretrain_trm.py --config-name cfg_pretrain_cal1"
     )
 
@@ -243,7 +244,8 @@ def assemble(
         if not gap <= tolerance:
             raise BundleError(
                 f"bundle {name} does not reproduce its {key}: largest difference {gap:.3g}, allowed {tolerance:g}. "
-                f"Weights are right (sha256), so its structure (H/L cycles, positions, dtype) or this code is not what was "
+                f"Weights are right (sha256), so its structure (H/L cycles, positions, dtype) or this code is not what "
+                f"was "
                 f"trained; compare with: {provenance.recipe}"
             )
     return Bundle(name, sha, structure, provenance, decoder, table, tensors["context_mean"], tensors["context_std"])

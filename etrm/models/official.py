@@ -32,12 +32,20 @@ ROWS_AT_ONCE = 8
 RECIPE = "public checkpoint"
 
 
-class WithoutInitialisation(TorchFunctionMode):
-    """Inside, filling a tensor in place does nothing: weights that are overwritten take no memory and no random draws."""
+class Unfilled(TorchFunctionMode):
+    """Inside, `torch.empty` gives tensors without storage and filling them in place does nothing.
+
+    So a module whose weights are loaded anyway costs neither memory nor random draws for them. `torch.device("meta")`
+    would do arithmetic on such tensors too, for which torch imports 60 MB of itself.
+    """
+
+    FILLING = ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        filling = getattr(func, "__name__", "") in ("uniform_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_")
-        return args[0] if filling else func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if func is torch.empty:
+            return func(*args, **named | {"device": "meta"})
+        return args[0] if getattr(func, "__name__", "") in self.FILLING else func(*args, **named)
 
 
 def build_decoder(file: OfficialFile) -> TRMDecoder:
@@ -45,7 +53,7 @@ def build_decoder(file: OfficialFile) -> TRMDecoder:
 
     CheckpointError naming missing, unexpected and misshapen tensors, or one that is not finite.
     """
-    with WithoutInitialisation():
+    with Unfilled():
         decoder = TRMDecoder(file.structure)
     if faults := decoder_faults(decoder, file.shapes):
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
@@ -53,8 +61,9 @@ def build_decoder(file: OfficialFile) -> TRMDecoder:
             f"{file.path} is of another architecture than its config says: {'; '.join(faults[:4])}{more}; "
             "take both from one release"
         )
-    for name, own in decoder.state_dict().items():
-        own.copy_(file.tensor(name))
+    dtypes = {name: own.dtype for name, own in decoder.state_dict().items()}
+    weights = {name: file.tensor(name).to(dtype, copy=True) for name, dtype in dtypes.items()}
+    decoder.load_state_dict(weights, strict=True, assign=True)
     for module in decoder.modules():
         if isinstance(module, Attention):
             module.fused = True

@@ -261,7 +261,7 @@ def from_official(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tup
 
 
 def table_context(rows: Tensor, structure: Structure) -> Tensor:
-    """Puzzle-table rows (B, W) as context (B, T, D): zero-padded to T x D when a row fills fewer tokens (as TRM does)."""
+    """Puzzle-table rows (B, W) as context (B, T, D): zero-padded to T x D where a row fills fewer tokens, as in TRM."""
     width = structure.context_tokens * structure.hidden_size
     if rows.shape[-1] > width:
         raise CheckpointError(f"a table row holds {rows.shape[-1]} numbers, more than the context's {width}")

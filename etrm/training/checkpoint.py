@@ -8,6 +8,7 @@ A file holds raw weights, EMA, optimisers, carry, data and ACT generators, and t
 import os
 import pickle
 import re
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         shown = ", ".join(described(path.parent / f"step_{n}") for n in sorted(steps_in(path.parent)))
         raise CheckpointError(f"{path} does not exist; {path.parent} has {shown or 'no checkpoints'}")
+    if not zipfile.is_zipfile(path):
+        # What torch would go on to try with it, an old pickle, is nothing that we have ever written.
+        raise CheckpointError(f"{path} is truncated or unsafe, it is no file of torch.save; use an earlier step_N")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -120,7 +124,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_weights(path: Path, saved: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    """CheckpointError if names or shapes differ from the model's, or if a frozen tensor is not the one of this bundle."""
+    """CheckpointError if names or shapes differ from the model's, or if a frozen tensor is not this bundle's."""
     own = model.state_dict()
     faults = [f"{n} is only in one of them" for n in sorted(set(own) ^ set(saved))]
     faults += [
@@ -129,7 +133,7 @@ def refuse_other_weights(path: Path, saved: dict[str, torch.Tensor], model: torc
         if n in saved and saved[n].shape != own[n].shape
     ]
     if not faults:
-        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
         faults = [f"frozen {n} has other values" for n in frozen if not torch.equal(saved[n].to(own[n].device), own[n])]
     if faults:
         raise CheckpointError(

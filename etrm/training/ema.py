@@ -25,7 +25,8 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Average the weights in after an update; call `track` first for parameters that became trainable."""
+        """Average the weights in after an update; call `track` before it for parameters that became trainable."""
+        self.track(module)
         for name, p in module.named_parameters():
             if p.requires_grad:
                 self.shadow[name].lerp_(p.detach().float(), 1 - self.decay)

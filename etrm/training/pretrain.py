@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +46,11 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
     have.
     """
     data = config.data
+    if config.loss.objective != "lm" or config.loss.table_share:
+        raise ConfigError("a decoder is pretrained by its own loss: set loss.objective=lm loss.table_share=0")
     if data.benchmark in ARC_BENCHMARKS:
         split = split_arc(arc_benchmark(data.benchmark))
-        tasks = split.decoder[: data.train_tasks or None]
+        tasks = _first(split.decoder, data.train_tasks)
         augmentations = [
             task_augmentations(t, data.augmentations, data.colour_augmentation, config.system.seed) for t in tasks
         ]
@@ -63,10 +66,16 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
     b = benchmark(data.benchmark)
     if data.max_demos != b.demos:
         raise ConfigError(f"data.max_demos is {data.max_demos}, but {b.version} is fixed at {b.demos} demonstrations")
-    members = b.split().train[: data.train_tasks or None]
+    members = _first(b.split().train, data.train_tasks)
     rule_source = RuleSource(members, b, range(len(members)))
     ceiling = rule_source.sample(CEILING_QUERIES, np.random.default_rng(10_000 + config.system.seed))
     return PretrainingTask(rule_source, rule_source.task_ids, ceiling)
+
+
+def _first(tasks: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    if count > len(tasks):
+        raise ConfigError(f"data.train_tasks is {count}, but there are {len(tasks)}; 0 takes all")
+    return tasks[: count or None]
 
 
 def make_structure(arch: ArchConfig, side: int) -> Structure:

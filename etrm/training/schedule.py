@@ -27,6 +27,6 @@ def check_schedule(updates: int, optim: OptimConfig) -> None:
     if optim.warmup_updates > WARMUP_LIMIT * updates:
         share = optim.warmup_updates / updates
         raise ConfigError(
-            f"optim.warmup_updates {optim.warmup_updates} is {share:.0%} of {updates} updates, at most {WARMUP_LIMIT:.0%} "
-            f"is allowed; set optim.warmup_updates={int(WARMUP_LIMIT * updates)} or less"
+            f"optim.warmup_updates {optim.warmup_updates} is {share:.0%} of {updates} updates, "
+            f"at most {WARMUP_LIMIT:.0%} is allowed; set optim.warmup_updates={int(WARMUP_LIMIT * updates)} or less"
         )

@@ -56,8 +56,9 @@ def run_arm(run_options: Any, run_cache: Any, progress: Any, torch_threads: int)
             bars: dict[str, Any] = {}
 
             def report(phase: str, done: int, total: int, loss: float) -> None:
-                bar = bars.setdefault(phase, progress.callback(f"{arm}: {phase}", total))
-                bar(1, loss=round(loss, 3))
+                if phase not in bars:
+                    bars[phase] = progress.callback(f"{arm}: {phase}", total)
+                bars[phase](1, loss=round(loss, 3))
 
             FrozenDecoderRun(config, length, folder, report, bundle=bundle).run()
 

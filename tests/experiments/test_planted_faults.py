@@ -16,7 +16,7 @@ from etrm.models.encoders import Encoded
 
 pytestmark = [pytest.mark.fast, pytest.mark.faults]
 
-SHORT = ["budget.updates=250", "budget.evaluations=2", "budget.log_every=25"]
+SHORT = ["budget.updates=100", "optim.warmup_updates=10", "budget.evaluations=2", "budget.log_every=25"]
 
 
 def run(folder, overrides=(), edit=None):
@@ -126,6 +126,6 @@ def test_a_context_with_nan_is_invalid(tmp_path):
 
 
 def test_evidence_survives_its_file(tmp_path):
-    evidence, _ = run(tmp_path)
+    evidence, _ = run(tmp_path, ["budget.updates=50", "optim.warmup_updates=5"])
     written = json.loads((tmp_path / "evidence.json").read_text())
     assert type(evidence).from_json(written) == dataclasses.replace(evidence)

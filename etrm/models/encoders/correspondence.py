@@ -52,7 +52,7 @@ class RunningStandardise(nn.Module):
 
 
 class Correspondence(nn.Module):
-    """See the file's top. `num_heads` pairings of 16 channels; `layers` residual SwiGLU blocks of width `hidden_size`."""
+    """See the file's top. `num_heads` pairings of 16 channels; `layers` SwiGLU blocks of width `hidden_size`."""
 
     def __init__(self, spec: EncoderSpec, config: EncoderConfig) -> None:
         super().__init__()

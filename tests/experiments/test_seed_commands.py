@@ -1,0 +1,246 @@
+"""The seed's commands as a person types them, at reduced size: exit status, what is printed, what is left on disk.
+
+The fast ones call each script's own main() with its command line; `slow` ones start processes, one of them at the full
+size of the public checkpoint (hidden 512, 900 tokens, H 3, L 4) with synthetic weights.
+"""
+
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.official_samples import FULL, PREFIX, TINY, official_state, write_official
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "data.train_tasks=4",
+    "encoder.hidden_size=32",
+    "encoder.num_heads=2",
+    "budget.epochs=6",
+    "budget.batch_size=4",
+    "budget.log_every=1",
+    "budget.checkpoint_every=2",
+    "optim.warmup_updates=1",
+    "evaluation_tasks=2",
+    "evaluation.augmentations=2",
+    "system.device=cpu",
+)
+AT_FULL_SIZE = (
+    "arch.hidden_size=512",
+    "arch.puzzle_emb_len=16",
+    "arch.H_cycles=3",
+    "arch.L_cycles=4",
+    "budget.updates=3",
+    "budget.epochs=0",
+    "budget.batch_size=2",
+    "budget.evaluations=0",
+    "budget.log_every=1",
+    "budget.checkpoint_every=3",
+    "optim.warmup_updates=0",
+    "data.max_demos=3",
+    "system.device=cpu",
+)
+COMMAND = ("pretrain_etrm.py", "--config-name", "cfg_test_frozen_decoder")
+GIB = 1024**3
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`call(script, *arguments)` -> (exit status, stdout, stderr), in this process."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(script: str, *arguments: object) -> tuple[int, str, str]:
+        spec = importlib.util.spec_from_file_location(f"script_{Path(script).stem}", ROOT / script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            status = module.main()
+        except SystemExit as stop:
+            status = stop.code
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    return write_official(tmp_path / "official_trm" / "arc_v1_public")
+
+
+@pytest.mark.fast
+@pytest.mark.arc
+def test_train_verify_and_inspect(call, official: Path, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    status, out, err = call(*COMMAND, f"bundle={official}", *SMALL, "arch.L_cycles=2", "--checkpoints", root)
+    assert (status, err) == (0, "")
+    assert "6 epochs x 4 tasks / 4 = 6 updates" in out
+    assert "H 2, L 2" in out
+    assert "update 3: ARC/pass@1 (raw weights)" in out
+    assert "update 6: ARC/pass@1 (ema weights)" in out
+    assert "decoder: bitwise unchanged over 6 updates" in out
+    folder = root / "ETRM-FrozenDecoder-Test" / "frozen_decoder"
+    assert {p.name for p in folder.iterdir()} >= {"step_6", "all_config.yaml", "metrics.jsonl", "summary.json"}
+
+    verify = ("scripts/verify_decoder_loading.py", "--trm-checkpoint", official, "--etrm-checkpoint")
+    status, out, _ = call(*verify, folder / "step_6")
+    assert status == 0
+    assert "10 of 10 tensors are bitwise equal\nstructure: equal\nfunction: equal\nsame decoder" in out
+
+    state = official_state(TINY, 400)
+    state[f"{PREFIX}L_level.layers.0.mlp.down_proj.weight"] += 1e-6
+    other = write_official(tmp_path / "drifted")
+    torch.save(state, other)
+    status, out, _ = call(*verify, other)
+    assert status == 1
+    assert "down_proj.weight" in next(line for line in out.splitlines() if " differs " in line)
+    assert "NOT the same decoder" in out
+
+    status, out, err = call(*verify, folder / "step_5")
+    assert (status, out) == (2, "")
+    assert err.startswith("cannot compare: CheckpointError: ")
+    assert "step_6" in err
+
+    status, out, _ = call("scripts/inspect_checkpoint.py", folder / "step_6", "--json")
+    found = json.loads(out)
+    assert (status, found["kind"], found["step"], found["structure"]["l_cycles"]) == (0, "etrm checkpoint", 6, 2)
+    status, out, _ = call("scripts/inspect_checkpoint.py", official)
+    assert status == 0
+    assert "kind: official checkpoint" in out
+    assert "table: [400, 32]" in out
+    assert call("scripts/inspect_checkpoint.py", tmp_path / "nothing")[0] == 2
+
+
+@pytest.mark.fast
+def test_the_seeds_line_without_the_checkpoint_says_what_to_do(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ROOT / "config"
+    monkeypatch.setattr("etrm.config.compose.default_root", lambda: config)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(*COMMAND)
+    assert status == 1
+    assert "20,000 epochs x 32 tasks / 256 = 2,500 updates" in out
+    assert "hf download arcprize/trm_arc_prize_verification" in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def other_architecture(path: Path) -> None:
+    torch.save({"blocks.0.weight": torch.zeros(3)}, path)
+
+
+def other_table(path: Path) -> None:
+    torch.save(official_state(TINY, 400) | {f"{PREFIX}puzzle_emb.weights": torch.zeros(400, 48)}, path)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("damage", "overrides", "status", "told"),
+    [
+        (truncated, [], 1, "is truncated"),
+        (other_architecture, [], 1, "is no TRM checkpoint"),
+        (other_table, [], 1, "puzzle_emb_ndim is 32 there, 48 in the tensors"),
+        (None, ["arch.H_cycles=3"], 1, "arch.H_cycles=3, but it is 2"),
+        (None, ["optim.learning_rate=1e-4"], 1, "unknown key 'optim.learning_rate'"),
+        (None, ["optim.lr=fast"], 1, "expected a finite float"),
+        (None, ["data.train_tasks=105"], 1, "there are 104"),
+        (None, ["--config", "x"], 2, "usage: "),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(
+    call, official: Path, tmp_path: Path, damage, overrides: list[str], status: int, told: str
+) -> None:
+    if damage is not None:
+        damage(official)
+    before = {path: path.read_bytes() for path in official.parent.iterdir()}
+    found, _, err = call(*COMMAND, f"bundle={official}", *SMALL, *overrides, "--checkpoints", tmp_path / "c")
+    assert (found, told in err) == (status, True), err
+    assert status == 2 or len(err.splitlines()) == 1
+    assert not (tmp_path / "c").exists()
+    assert {path: path.read_bytes() for path in official.parent.glob("*") if path in before} == before
+
+
+@pytest.mark.fast
+def test_a_batch_that_the_ranks_cannot_share_is_refused(
+    call, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    status, _, err = call(*COMMAND, f"bundle={official}", *SMALL, "--checkpoints", tmp_path / "c")
+    assert status == 1
+    assert "budget.batch_size 4 is not divisible by 3 ranks" in err
+
+
+@pytest.mark.slow
+@pytest.mark.arc
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ru_maxrss in KiB, which is Linux's unit")
+def test_full_architecture_three_updates_inside_8_gb(tmp_path: Path) -> None:
+    bundle = write_official(tmp_path / "arc_v1_public", FULL, rows=20_000)
+    command = [sys.executable, *COMMAND, f"bundle={bundle}", *AT_FULL_SIZE, "--checkpoints", str(tmp_path / "c")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert peak < 8 * GIB, f"{peak / GIB:.2f} GiB"
+    step = tmp_path / "c" / "ETRM-FrozenDecoder-Test" / "frozen_decoder" / "step_3"
+    lines = [json.loads(line) for line in (step.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["grad/encoder_norm"] > 0 and line["grad/decoder_norm"] == 0 for line in lines)
+    script = [sys.executable, "scripts/verify_decoder_loading.py", "--trm-checkpoint", str(bundle)]
+    same = subprocess.run(
+        [*script, "--etrm-checkpoint", str(step)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert "14 of 14 tensors are bitwise equal" in same.stdout
+
+
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+from etrm.models.official import load_official
+from tests.official_samples import FULL, write_official
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+load_official(write_official(Path(sys.argv[2])))  # torch's own first use is not the file's
+start, peak, stop = resident(), [0], []
+
+def watch():
+    while not stop:
+        peak[0] = max(peak[0], resident())
+        time.sleep(0.001)
+
+thread = threading.Thread(target=watch)
+thread.start()
+bundle = load_official(sys.argv[1])
+stop.append(True)
+thread.join()
+size = sum(t.numel() * t.element_size() for t in bundle.decoder.state_dict().values())
+print((peak[0] - start) / size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.arc
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc")
+def test_the_loader_streams_the_file(tmp_path: Path) -> None:
+    path = write_official(tmp_path / "arc_v1_public", FULL, rows=200_000)  # 410 MB of table
+    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "tiny")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.5, f"peak is {float(done.stdout):.2f} times the decoder"

@@ -1,0 +1,101 @@
+"""The fixed split of real tasks: disjoint, large enough, the same on every machine."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import combinations
+
+import pytest
+
+from etrm.data.arc import fits, overlaps
+from etrm.data.arc_split import ARC_BENCHMARKS, ArcSplit, arc_benchmark, distinct_tasks, split_arc, task_augmentations
+from etrm.data.augment import IDENTITY
+from etrm.data.grids import canonical_pair_hash, canonical_task_hashes
+from etrm.errors import DataError
+
+pytestmark = pytest.mark.fast
+
+PARTS = ("train", "validation", "unseen", "unseen_known")
+
+
+@pytest.fixture(scope="module", params=ARC_BENCHMARKS)
+def version(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+@pytest.fixture(scope="module")
+def split(version: str) -> ArcSplit:
+    return split_arc(arc_benchmark(version))
+
+
+def test_the_parts_have_the_promised_sizes(version: str, split: ArcSplit) -> None:
+    b = arc_benchmark(version)
+    assert b.side >= 8
+    assert len(split.train) >= 64 and len(split.unseen) >= 60 and len(split.unseen) + len(split.unseen_known) >= 60
+    sizes = (len(split.validation), len(split.unseen), len(split.unseen_known))
+    assert sizes == (b.validation, b.unseen, b.unseen_known)
+
+
+def test_no_two_parts_share_an_id_or_a_canonical_hash(split: ArcSplit) -> None:
+    """Fault 14: the same task under another id, turned and recoloured."""
+    for one, two in combinations(PARTS, 2):
+        mine, theirs = getattr(split, one), getattr(split, two)
+        assert not {t.id for t in mine} & {t.id for t in theirs}
+        assert overlaps(mine, theirs) == ()
+        hashes = [{h for t in part for h in canonical_task_hashes(t)} for part in (mine, theirs)]
+        assert not hashes[0] & hashes[1]
+
+
+def test_the_split_is_complete_and_every_task_fits(version: str, split: ArcSplit) -> None:
+    side = arc_benchmark(version).side
+    listed = [t for part in PARTS for t in getattr(split, part)]
+    assert sorted(t.id for t in listed) == sorted(t.id for t in distinct_tasks(side))
+    assert all(fits(t, side) for t in listed)
+    assert {t.source.split("/")[0] for t in listed} == {"arc1", "arc2"}
+
+
+def test_the_decoder_knows_train_and_the_known_part_and_nothing_else(split: ArcSplit) -> None:
+    """Fault 13."""
+    known = {t.id for t in split.decoder}
+    assert known == {t.id for t in (*split.train, *split.unseen_known)}
+    assert not known & {t.id for t in (*split.unseen, *split.validation)}
+
+
+TURNED_DEMONSTRATIONS = {
+    "arc-1": {
+        "train": {"ca8de6ea", "0d3d703e", "833966f4", "00576224", "66e6c45b", "4522001f"},
+        "validation": {"e9afcf9a", "bdad9b1f"},
+        "unseen": {"27a28665"},
+        "unseen_known": set(),
+    }
+}
+
+
+def test_tasks_whose_query_is_a_turned_or_recoloured_demonstration_are_on_record(version: str, split: ArcSplit) -> None:
+    """In these, another augmentation of a training pair is the query itself: a memory of augmented pairs answers it."""
+    found: dict[str, set[str]] = {part: set() for part in PARTS}
+    for part in PARTS:
+        for task in getattr(split, part):
+            shown, asked = ({canonical_pair_hash(p.input, p.output) for p in s} for s in (task.demos, task.queries))
+            found[part] |= {task.id} if shown & asked else set()
+    assert found == TURNED_DEMONSTRATIONS[version]
+
+
+def test_the_split_is_the_one_that_the_bundles_were_made_with(version: str, split: ArcSplit) -> None:
+    """Changing it means another version; this hash may only be changed together with the version's name."""
+    listed = "\n".join(f"{part} {' '.join(t.id for t in getattr(split, part))}" for part in PARTS)
+    assert {version: hashlib.sha256(listed.encode()).hexdigest()[:16]} == {"arc-1": "27ac530878264c36"}
+    assert split == split_arc(arc_benchmark(version))
+
+
+def test_a_tasks_augmentations_are_its_own_fixed_and_begin_with_the_identity(split: ArcSplit) -> None:
+    one, two = split.train[:2]
+    listed = task_augmentations(one, 8, True, 0)
+    assert listed[0] == IDENTITY and len(set(listed)) == len(listed) == 8
+    assert listed == task_augmentations(one, 8, True, 0)
+    assert listed != task_augmentations(two, 8, True, 0) and listed != task_augmentations(one, 8, True, 1)
+    assert all(a.colours == IDENTITY.colours for a in task_augmentations(one, 8, False, 0))
+
+
+def test_an_unknown_version_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match="arc-1"):
+        arc_benchmark("arc-9")

@@ -1,0 +1,184 @@
+"""Pretraining from config to bundle: an interrupted run exports what a straight one does; every field is read."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from etrm.config.compose import load
+from etrm.config.schema import PretrainConfig
+from etrm.data.arc_split import ARC_BENCHMARKS
+from etrm.data.grids import IGNORE
+from etrm.errors import ConfigError
+from etrm.models.bundle import load_bundle
+from etrm.models.etrm import TableTRM
+from etrm.models.trm import TRMDecoder
+from etrm.training import pretrain as module
+from etrm.training.loop import pretrain_state
+from etrm.training.optimizers import SignSGD
+from etrm.training.pretrain import data_hash, exact_with_own_contexts, make_structure, pretrain, pretraining_task
+from etrm.training.update import LossHead
+
+pytestmark = pytest.mark.fast
+
+CONFIG_ROOT = Path(__file__).resolve().parents[3] / "config"
+SMALL = ("arch.hidden_size=16", "system.device=cpu", "optim.warmup_updates=1")
+BUDGET = ("budget.updates=8", "budget.batch_size=4", "budget.log_every=2", "budget.checkpoint_every=4")
+
+
+def config(*overrides: str, name: str = "cfg_pretrain_micro") -> PretrainConfig:
+    return load(PretrainConfig, name, [*SMALL, *BUDGET, *overrides], CONFIG_ROOT)
+
+
+def run(folder: Path, chosen: PretrainConfig, **options: Any) -> Any:
+    return pretrain(chosen, "cfg_x", folder / "bundle", folder / "checkpoints", say=lambda text: None, **options)
+
+
+@pytest.fixture(autouse=True)
+def few_ceiling_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CEILING_QUERIES", 48)
+
+
+@pytest.mark.parametrize("ema", ["0.0", "0.9"])
+def test_an_interrupted_run_exports_the_bundle_of_a_straight_one_bit_for_bit(tmp_path: Path, ema: str) -> None:
+    chosen = config(f"optim.ema_decay={ema}")
+    run(tmp_path / "straight", chosen)
+    state = run(tmp_path / "stopped", chosen, stop_after=4)
+    assert state.step == 4 and not (tmp_path / "stopped" / "bundle").exists()
+    run(tmp_path / "stopped", chosen)
+    files = [
+        [(tmp_path / f / "bundle" / n).read_bytes() for n in ("weights.safetensors", "manifest.json")]
+        for f in ("straight", "stopped")
+    ]
+    assert files[0] == files[1]
+    run(tmp_path / "stopped", chosen)  # a finished run exports again without another update
+    assert (tmp_path / "stopped" / "bundle" / "weights.safetensors").read_bytes() == files[0][0]
+
+
+def test_the_exported_bundle_loads_and_says_what_was_executed(tmp_path: Path) -> None:
+    chosen = config("optim.ema_decay=0.5")
+    state = run(tmp_path, chosen)
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    task = pretraining_task(chosen)
+    p = bundle.provenance
+    assert (p.benchmark, p.updates, p.seed, p.row_names) == ("micro-1", 8, 0, task.row_names)
+    assert p.recipe == "python pretrain_trm.py --config-name cfg_x" and p.ceiling["n"] == 48
+    assert bundle.structure == make_structure(chosen.arch, 3)
+    # The averaged weights are exported, and the table has learned something.
+    assert state.ema is not None
+    assert torch.equal(bundle.table, state.ema.shadow["model.puzzle_emb.weights"]) and bundle.table.any()
+
+
+def test_decoder_and_table_both_move_each_by_its_own_optimiser(tmp_path: Path) -> None:
+    chosen = config("optim.weight_decay=0.0")
+    task = pretraining_task(chosen)
+    head = LossHead(TableTRM(TRMDecoder(make_structure(chosen.arch, 3)), len(task.row_names)), chosen.loss)
+    state = pretrain_state(chosen, head, len(task.row_names))
+    held = [id(p) for o, _ in state.optimizers.values() for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in head.parameters()) and set(state.optimizers) == {"decoder", "table"}
+    assert state.optimizers["table"][1] == pytest.approx(chosen.optim.lr * chosen.table.lr_ratio)
+    signs = pretrain_state(replace(chosen, table=replace(chosen.table, optimizer="sign_sgd")), head, 36)
+    assert isinstance(signs.optimizers["table"][0], SignSGD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "table.optimizer=sign_sgd",
+        "table.lr_ratio=1.0",
+        "table.weight_decay=0.9",
+        "data.train_tasks=5",
+        "system.seed=1",
+        "act.exploration=1.0",
+        "loss.cross_entropy=stablemax",
+        "arch.halt_max_steps=1",
+        "budget.batch_size=5",
+    ],
+)
+def test_every_field_of_pretraining_changes_the_bundle(tmp_path: Path, change: str) -> None:
+    """Fault 12. The halting head starts at its threshold, so that exploration can matter within eight updates."""
+    section = change.split(".")[0]
+    tables = []
+    for number, overrides in enumerate(((), (change,))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "TRMDecoder", ready_to_halt)
+            run(tmp_path / str(number), config(*overrides))
+        tables.append((tmp_path / str(number) / "bundle" / "weights.safetensors").read_bytes())
+    assert tables[0] != tables[1], section
+
+
+def ready_to_halt(structure: Any) -> TRMDecoder:
+    decoder = TRMDecoder(structure)
+    with torch.no_grad():
+        assert decoder.q_head.bias is not None
+        decoder.q_head.bias.fill_(1.0)
+    return decoder
+
+
+def test_it_is_measured_as_often_as_the_config_says(tmp_path: Path) -> None:
+    said: list[str] = []
+    chosen = config("budget.evaluations=4")
+    pretrain(chosen, "cfg_x", tmp_path / "bundle", tmp_path / "checkpoints", say=said.append)
+    assert [text.split(":")[0] for text in said[:-1]] == ["update 2", "update 4", "update 6", "update 8"]
+    assert said[-1].startswith("wrote ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("data.train_tasks=37",), "train_tasks is 37, but there are 36"),
+        (("data.max_demos=2",), "max_demos is 2"),
+        (("data.augmentations=2",), "data.augmentations=1"),
+        (("data.leave_one_out=true",), "leave_one_out false"),
+        (("loss.objective=lm+table",), "loss.objective=lm"),
+        (("loss.table_share=0.5",), "loss.table_share=0"),
+    ],
+)
+def test_a_field_that_cannot_be_meant_is_refused(overrides: tuple[str, ...], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        pretraining_task(config(*overrides))
+
+
+def test_a_device_that_is_not_there_is_refused_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"system.device is cuda"):
+        run(tmp_path, config("system.device=cuda"))
+
+
+def test_exact_with_own_contexts_counts_whole_grids_and_skips_ignored_cells() -> None:
+    chosen = config()
+    torch.manual_seed(0)
+    task = pretraining_task(chosen)
+    table = TableTRM(TRMDecoder(make_structure(chosen.arch, 3)), 36)
+    decoder = table.decoder
+    with torch.no_grad():
+        decoder.lm_head.weight.zero_()
+        decoder.lm_head.weight[5] = 1e-6  # constant direction, so the answer varies with the sign of a sum
+    queries = task.ceiling
+    first = exact_with_own_contexts(table, queries, torch.device("cpu"))
+    assert first.shape == (48,) and first.dtype == bool and not first.any()
+    ignored = replace(queries, labels=np.full_like(queries.labels, IGNORE))
+    assert exact_with_own_contexts(table, ignored, torch.device("cpu"), size=7).all()
+
+
+def test_the_data_hash_changes_with_rows_and_queries() -> None:
+    task = pretraining_task(config())
+    base = data_hash(task.row_names, task.ceiling)
+    assert base == data_hash(task.row_names, task.ceiling)
+    assert base != data_hash(task.row_names[:-1], task.ceiling)
+    assert base != data_hash(task.row_names, task.ceiling.take(slice(0, 47)))
+
+
+def test_an_arc_bundle_knows_its_decoder_tasks_by_row_and_keeps_their_queries_for_the_ceiling() -> None:
+    chosen = config("data.train_tasks=3", name="cfg_pretrain_arc1")
+    task = pretraining_task(chosen)
+    assert chosen.data.benchmark in ARC_BENCHMARKS and len(task.source.task_ids) == 3
+    assert len(set(task.row_names)) == len(task.row_names) and set(task.source.task_ids) <= set(task.row_names)
+    assert {n.split("|||")[0] for n in task.row_names} == set(task.source.task_ids)
+    assert (task.ceiling.row >= 0).all() and set(task.ceiling.row.tolist()) <= set(range(len(task.row_names)))
+    sampled = task.source.sample(40, np.random.default_rng(0))
+    asked = [{(int(r), i.tobytes()) for r, i in zip(b.row, b.inputs, strict=True)} for b in (sampled, task.ceiling)]
+    assert not asked[0] & asked[1]
