@@ -53,7 +53,7 @@ class GradientWatch:
 def tokens_without_path(context: torch.Tensor, trainable: list[torch.nn.Parameter]) -> set[tuple[int, int]]:
     """(sample, token) of a context (B, T, D) from which no gradient reaches the encoder, whatever the loss gives it.
 
-    The decoder hands a gradient to every token it reads; whether that token still hangs on the encoder is another question.
+    The decoder sends a gradient to every token it reads; whether that token hangs on the encoder is another question.
     """
     if not context.requires_grad or not trainable:
         return {(i, t) for i in range(context.shape[0]) for t in range(context.shape[1])}
