@@ -73,7 +73,7 @@ def test_no_field_of_a_schema_has_a_default(schema: type) -> None:
     """A default is a value that stands in no file."""
     sections = [schema, *(f.type for f in fields(schema) if is_dataclass(f.type))]
     for section in sections:
-        for f in fields(section):  # type: ignore[arg-type]
+        for f in fields(section):
             with pytest.raises(AttributeError):
                 getattr(section, f.name)
 
@@ -101,7 +101,7 @@ def test_each_field_of_the_architecture_reaches_its_own_field_of_the_structure_a
     assert set(OTHER_ARCH) == {f.name for f in fields(ArchConfig)}
     base = make_structure(ARCH, 3)
     for name, value in OTHER_ARCH.items():
-        changed = make_structure(replace(ARCH, **{name: value}), 3)  # type: ignore[arg-type]
+        changed = make_structure(replace(ARCH, **{name: value}), 3)
         assert [d.split(":")[0] for d in base.differences(changed)] == [name]
     assert base.seq_len == 9 and base.vocab_size == 12
 
@@ -134,7 +134,7 @@ DATA = DataConfig("micro-1", 0, 1, False, 3, False)
 )
 def test_a_number_outside_its_range_is_refused_by_name(section: object, field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{type(section).__name__}.{field} is {value}, expected"):
-        replace(section, **{field: value})  # type: ignore[type-var]
+        replace(section, **{field: value})
 
 
 @pytest.mark.parametrize(("field", "value"), [("beta1", 0.0), ("cooldown_share", 1.0), ("min_ratio", 1.0)])

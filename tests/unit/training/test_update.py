@@ -21,7 +21,7 @@ BATCH = 6
 
 
 def update(config: RunConfig, state: TrainState, batch: Episodes, global_batch: float = BATCH) -> dict[str, float]:
-    return train_batch_encoder(config, state, batch, global_batch)  # type: ignore[arg-type]
+    return train_batch_encoder(config, state, batch, global_batch)
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def test_every_sample_reaches_the_encoder_on_more_updates_than_there_are_act_ste
     def keep(module: nn.Module, args: Any, output: Tensor) -> None:
         output.register_hook(lambda grad: seen.append(grad.abs().sum(dim=-1)))  # (B, T)
 
-    handle = state.model.model.encoder.register_forward_hook(keep)  # type: ignore[union-attr]
+    handle = state.model.model.encoder.register_forward_hook(keep)
     for seed in range(state.model.decoder.structure.halt_max_steps + 2):
         update(config, state, toy.batch(seed))
     handle.remove()
@@ -168,10 +168,10 @@ def test_a_non_finite_loss_or_gradient_stops_before_any_weight_moves(toy: Any, k
     assert state.ema is not None
     shadow = {n: t.clone() for n, t in state.ema.shadow.items()}
     model = state.model.model
-    model.encoder = Explodes(model.encoder, kind)  # type: ignore[arg-type]
+    model.encoder = Explodes(model.encoder, kind)
     with pytest.raises(NonFiniteError, match=rf"{named} is not finite at update 1; no weight.*system.seed=0"):
         update(config, state, toy.batch(1))
-    model.encoder = model.encoder.inner  # type: ignore[union-attr]
+    model.encoder = model.encoder.inner
     assert not moved(state.model, before) and state.step == 1
     assert all(torch.equal(t, shadow[n]) for n, t in state.ema.shadow.items())
 
@@ -204,7 +204,7 @@ def test_an_encoders_own_loss_is_added_once_and_independently_of_the_batch(toy: 
         for beta in (0.0, 3.0):
             state = toy.state(config)
             model = state.model.model
-            model.encoder = WithLoss(model.encoder, beta)  # type: ignore[arg-type]
+            model.encoder = WithLoss(model.encoder, beta)
             update(config, state, batch, size)
             grads.append(torch.cat([p.grad.flatten() for p in state.model.parameters() if p.grad is not None]))
         slopes.append(grads[1] - grads[0])
@@ -274,9 +274,9 @@ def test_an_encoder_with_a_part_called_decoder_is_counted_as_encoder(toy: Any) -
     config = toy.config()
     state = toy.state(config)
     inner = state.model.model.encoder
-    state.model.model.encoder = nn.ModuleDict({"decoder": inner})  # type: ignore[assignment]
+    state.model.model.encoder = nn.ModuleDict({"decoder": inner})
     wrapped = state.model.model.encoder
-    wrapped.forward = inner.forward  # type: ignore[union-attr]
+    wrapped.forward = inner.forward
     row = update(config, state, toy.batch())
     assert row["grad/decoder_norm"] == 0 and row["grad/encoder_norm"] == row["grad/total_norm"] > 0
 
