@@ -116,7 +116,7 @@ class FrozenDecoderRun:
             return replace(
                 _refused(arm.name, self),
                 validity=tuple(before),
-                positive_control=score_of("positive", positive, arm.probe),
+                positive_control=score_of("positive", positive, arm.rungs[0]),
             )
         watch = gradient_watch(config, head, arm.source, torch.device("cpu"))
         self.record.watch = _watch_json(watch)
