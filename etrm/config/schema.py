@@ -177,11 +177,14 @@ class ArchConfig(Checked):
 
 @dataclass(frozen=True)
 class TableConfig(Checked):
-    """The puzzle table in pretraining: `lr_ratio` times the decoder's rate, Adam-type or TRM's sign-SGD."""
+    """The puzzle table in pretraining: `lr_ratio` times the decoder's rate, Adam-type or TRM's sign-SGD. `noise`: in
+    training a row is moved by up to so many of the table's deviations (0: never, as TRM does).
+    """
 
     optimizer: Literal["adamw", "sign_sgd"]
     lr_ratio: float
     weight_decay: float
+    noise: float
 
 
 @dataclass(frozen=True)

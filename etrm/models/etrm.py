@@ -117,11 +117,18 @@ class PuzzleTable(nn.Module):
 
 
 class TableTRM(nn.Module):
-    """A decoder with its puzzle table: pretraining, and the positive control of the frozen-decoder experiment."""
+    """A decoder with its puzzle table: pretraining, and the positive control of the frozen-decoder experiment.
 
-    def __init__(self, decoder: TRMDecoder, rows: int) -> None:
+    In training each sample's row is moved by Gaussian noise of u x `noise` x the table's deviation, u uniform in
+    (0, 1): the decoder then answers around its rows as well as on them, which is where an encoder's contexts lie.
+    """
+
+    def __init__(
+        self, decoder: TRMDecoder, rows: int, noise: float = 0.0, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.decoder = decoder
+        self.noise, self.generator = noise, generator
         structure = decoder.structure
         self.puzzle_emb = PuzzleTable(rows, structure.context_tokens * structure.hidden_size)
 
@@ -131,7 +138,14 @@ class TableTRM(nn.Module):
             raise DataError(
                 "an episode's task has no row in the puzzle table; take tasks that the decoder was trained on"
             )
-        return Encoded(table_context(self.puzzle_emb.weights[episodes.row], self.decoder.structure), {})
+        rows = self.puzzle_emb.weights[episodes.row]  # (B, W)
+        if self.training and self.noise > 0:
+            with torch.no_grad():
+                spread = self.puzzle_emb.weights.std(dim=0, correction=0).mean()
+                share = torch.rand((len(rows), 1), generator=self.generator).to(rows.device)
+                moved = torch.randn(rows.shape, generator=self.generator).to(rows.device)
+            rows = rows + self.noise * spread * share * moved
+        return Encoded(table_context(rows, self.decoder.structure), {})
 
 
 @dataclass(frozen=True, eq=False)

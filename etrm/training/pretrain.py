@@ -102,12 +102,15 @@ def make_structure(arch: ArchConfig, side: int) -> Structure:
 def exact_with_own_contexts(model: TableTRM, queries: Batch, device: torch.device, size: int = 256) -> np.ndarray:
     """Whether each query is answered exactly with the decoder's own table row; (N,) bool."""
     right: list[np.ndarray] = []
+    was_training = model.training
+    model.eval()  # the rows themselves, without their training noise
     for part in queries.batches(size):
         episodes = Episodes.of(part, device)
         with torch.inference_mode():
             context = model.context(episodes).context
         tokens, _ = decode(model.decoder, episodes.inputs, context)
         right.append(((tokens == episodes.labels) | (episodes.labels < 0)).all(dim=1).cpu().numpy())
+    model.train(was_training)
     return np.concatenate(right)
 
 
@@ -134,9 +137,10 @@ def pretrain(
     device = choose_device(config.system.device)
     torch.manual_seed(config.system.seed)
     structure = make_structure(config.arch, task.source.side)
-    table = TableTRM(TRMDecoder(structure), len(task.row_names))
+    table = TableTRM(TRMDecoder(structure), len(task.row_names), config.table.noise)
     model = LossHead(table, config.loss).to(device)
     state = pretrain_state(config, model, len(task.source.task_ids))
+    table.generator = state.generator  # the one that checkpoints hold
     folder = checkpoint_folder(checkpoints, config.project, config.run)
 
     def measure(step: int) -> None:

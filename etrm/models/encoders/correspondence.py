@@ -1,85 +1,122 @@
 """The `correspondence` encoder: which output cell follows which input cell, counted over all cells of all
 demonstrations.
 
-A rule that moves cells shows itself in the joint counts of (colour at input cell q, colour at output cell p): for the
-right pairing of q with p they are concentrated, for a wrong one they are the product of the marginals. Each head
-learns one soft pairing W (S, S) and multiplies the mixed input with the output cell by cell (a gated spatial mixing,
-cf. gMLP, arXiv 2105.08050); the products are summed over cells and averaged over demonstrations BEFORE any
-nonlinearity, so that three demonstrations count as one sample of 3 x S cells. A residual MLP then reads the counts.
+A pairing says which input cell stands behind each output cell. Under the right one the joint counts of (colour there,
+colour here) are concentrated, under a wrong one they are the product of the marginals. Eight pairings are given, the
+dihedral transforms about each grid's own middle (the symmetries that ARC tasks are augmented with); FREE more are
+learned soft ones, (S, S) each, for rules that move cells otherwise (a gated spatial mixing, cf. gMLP, arXiv
+2105.08050). Counts are averaged over demonstrations BEFORE any nonlinearity, so that three demonstrations count as one
+sample of 3 x S cells. Every pairing is then one hypothesis token; context tokens attend over them (`layers` blocks),
+are refined together (`set_layers` blocks) and leave centred and scaled to the decoder's own contexts. `hidden_size` and
+`num_heads` are those of the blocks.
 
-Legend: B batch, K demonstrations, S canvas cells, M heads, C channels a head, T context tokens, D decoder size, H
-encoder size.
+Legend: B batch, K demonstrations, S canvas cells, M pairings, V vocabulary, T context tokens, D decoder size, H encoder
+size.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etrm.config.schema import EncoderConfig
-from etrm.models.encoders import EncoderSpec, MatchStatistics, masked_mean, register, start_small
-from etrm.models.layers import CastedLinear, SwiGLU, rms_norm
+from etrm.data.grids import COLOUR0, PAD
+from etrm.models.encoders import EncoderSpec, MatchStatistics, register, start_small
+from etrm.models.layers import Block, CastedLinear, rms_norm
 
 EPS = 1e-5
-CHANNELS = 16
+GIVEN = 8  # the dihedral group
+FREE = 8
+CELLS = 12.0  # scale of the counts: a colour pair that stands in every twelfth cell counts 1
 
 
-class RunningStandardise(nn.Module):
-    """Subtract the running mean and divide by the running deviation of each feature; (B, F) -> (B, F) fp32.
+def extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First occupied place and number of places up to the last one. (..., N) bool -> two (...) int64; 0, 0 if none."""
+    count = occupied.shape[-1]
+    places = torch.arange(count, device=occupied.device)
+    first = torch.where(occupied, places, count).amin(dim=-1)
+    last = torch.where(occupied, places, -1).amax(dim=-1)
+    return torch.where(last < 0, 0, first), torch.where(last < 0, 0, last + 1 - first)
 
-    Counts differ little between tasks beside their common mean, and a context that starts constant stays so for long.
-    Unlike batch norm a sample is never normalised by its neighbours, in training or evaluation.
+
+def dihedral_views(grids: Tensor) -> Tensor:
+    """Each grid under the eight dihedral transforms about its own middle, its top-left corner kept; PAD around it.
+
+    grids (..., S) tokens on a square canvas -> (..., 8, S). Frame tokens (EOS) are left out: they say nothing about
+    which cell goes where.
     """
-
-    mean: Tensor
-    square: Tensor
-    seen: Tensor
-
-    def __init__(self, features: int, momentum: float = 0.02) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("square", torch.ones(features))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                self.seen += 1
-                # Early updates average over all batches so far; later ones forget.
-                rate = max(self.momentum, 1.0 / int(self.seen))
-                self.mean.lerp_(x.mean(dim=0), rate)
-                self.square.lerp_((x - self.mean).square().mean(dim=0), rate)
-        return (x - self.mean) * torch.rsqrt(self.square + 1e-6)
+    side = math.isqrt(grids.shape[-1])
+    square = grids.unflatten(-1, (side, side))
+    coloured = square >= COLOUR0
+    top, height = (t[..., None, None] for t in extent(coloured.any(dim=-1)))
+    left, width = (t[..., None, None] for t in extent(coloured.any(dim=-2)))
+    row = torch.arange(side, device=grids.device).view(side, 1) - top  # (..., side, 1), from the grid's own corner
+    column = torch.arange(side, device=grids.device).view(1, side) - left
+    row, column = torch.broadcast_tensors(row, column)
+    views = []
+    for turned in (False, True):  # transposed: the row of the source is the column of the view
+        across, down = (column, row) if turned else (row, column)
+        inside = (across >= 0) & (across < height) & (down >= 0) & (down < width)
+        for flip_rows in (False, True):
+            for flip_columns in (False, True):
+                source_row = top + (height - 1 - across if flip_rows else across)
+                source_column = left + (width - 1 - down if flip_columns else down)
+                place = (source_row * side + source_column).clamp(0, side * side - 1)
+                token = grids.gather(-1, torch.where(inside, place, 0).flatten(-2))
+                views.append(torch.where(inside.flatten(-2) & (token >= COLOUR0), token, PAD))
+    return torch.stack(views, dim=-2)
 
 
 class Correspondence(nn.Module):
-    """See the file's top. `num_heads` pairings of 16 channels; `layers` SwiGLU blocks of width `hidden_size`."""
+    """See the file's top."""
 
     def __init__(self, spec: EncoderSpec, config: EncoderConfig) -> None:
         super().__init__()
-        self.heads = config.num_heads
-        width = self.heads * CHANNELS
-        self.tokens, self.size = spec.context_tokens, spec.hidden_size
-        self.embed_input = nn.Embedding(spec.vocab_size, width)
-        self.embed_output = nn.Embedding(spec.vocab_size, width)
-        self.pairing = nn.Parameter(torch.randn(self.heads, spec.seq_len, spec.seq_len) * spec.seq_len**-0.5)
-        self.standardise = RunningStandardise(width)
-        self.read = CastedLinear(width, config.hidden_size)
-        self.blocks = nn.ModuleList(SwiGLU(config.hidden_size, 4.0) for _ in range(config.layers))
-        self.to_context = CastedLinear(config.hidden_size, spec.context_tokens * spec.hidden_size)
+        size, cells = config.hidden_size, spec.seq_len
+        self.vocab, self.tokens = spec.vocab_size, spec.context_tokens
+        self.pairing = nn.Parameter(torch.randn(FREE, cells, cells) * cells**-0.5)
+        self.read = CastedLinear(spec.vocab_size**2, size)
+        self.names = nn.Parameter(torch.randn(GIVEN + FREE, size))
+        self.queries = nn.Parameter(torch.randn(spec.context_tokens, size))
+        length = spec.context_tokens + GIVEN + FREE
+        self.blocks = nn.ModuleList(
+            Block(size, config.num_heads, 4.0, EPS, length, mlp_t=False) for _ in range(config.layers)
+        )
+        self.refine = nn.ModuleList(
+            Block(size, config.num_heads, 4.0, EPS, spec.context_tokens, mlp_t=False) for _ in range(config.set_layers)
+        )
+        self.to_context = CastedLinear(size, spec.hidden_size)
         start_small(self.to_context)
         self.match = MatchStatistics(spec)
 
+    def counts(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
+        """Joint colour counts under every pairing, averaged over cells and demonstrations: (B, M, V * V) fp32."""
+        batch, _, cells = demo_inputs.shape
+        shown = demo_mask.float()  # (B, K)
+        pairs = dihedral_views(demo_inputs) * self.vocab + demo_labels.unsqueeze(2)  # (B, K, 8, S)
+        given = torch.zeros(batch, GIVEN, self.vocab**2, device=demo_inputs.device)
+        weight = shown[:, :, None, None].expand(pairs.shape)
+        index = pairs.transpose(1, 2).flatten(2)  # (B, 8, K*S)
+        given = given.scatter_add(2, index, weight.transpose(1, 2).flatten(2))
+        x = F.one_hot(demo_inputs, self.vocab).float()  # (B, K, S, V)
+        y = F.one_hot(demo_labels, self.vocab).float() * shown[:, :, None, None]
+        with torch.autocast(demo_inputs.device.type, enabled=False):
+            behind = torch.einsum("mpq,bkqv->bmkpv", self.pairing, x)  # the input as seen from output cell p
+            free = torch.einsum("bmkpv,bkpw->bmvw", behind, y).flatten(2)
+        scale = CELLS / (cells * shown.sum(dim=1).clamp(min=1.0))
+        return torch.cat((given, free), dim=1) * scale[:, None, None]
+
     def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
-        batch, count, cells = demo_inputs.shape
-        x = self.embed_input(demo_inputs).view(batch, count, cells, self.heads, CHANNELS)
-        y = self.embed_output(demo_labels).view(batch, count, cells, self.heads, CHANNELS)
-        mixed = torch.einsum("mpq,bkqmc->bkpmc", self.pairing, x)  # input as seen from output cell p
-        counts = (mixed.float() * y.float()).sum(dim=2).flatten(2) * cells**-0.5  # (B, K, M*C)
-        h = self.read(self.standardise(masked_mean(counts, demo_mask, dim=1)))  # (B, H)
+        counts = self.counts(demo_inputs, demo_labels, demo_mask)
+        hypotheses = rms_norm(self.read(counts).float(), EPS) + self.names  # (B, M, H)
+        x = torch.cat((self.queries.expand(len(counts), -1, -1), hypotheses), dim=1)
         for block in self.blocks:
-            h = h + block(rms_norm(h, EPS))
-        context = self.to_context(rms_norm(h, EPS)).view(batch, self.tokens, self.size)
-        return self.match(context)  # (B, T, D)
+            x = block(x, None)
+        context = x[:, : self.tokens]  # (B, T, H)
+        for block in self.refine:
+            context = block(context, None)
+        return self.match(self.to_context(context))  # (B, T, D)
 
 
 @register("correspondence")

@@ -108,7 +108,7 @@ def test_each_field_of_the_architecture_reaches_its_own_field_of_the_structure_a
 
 OPTIM = OptimConfig("adamw", 1e-2, 0.9, 0.95, 0.1, 0, 0.0, 0.1, 1.0, 0.0)
 BUDGET = BudgetConfig(1, 0, 1, 0, 1, 0)
-DATA = DataConfig("micro-1", 0, 1, False, 3, False)
+DATA = DataConfig("micro-2", 0, 1, False, 3, False)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_borrowed_demonstrations_leave_the_query_and_its_owner_alone() -> None:
 # ---- rules ------------------------------------------------------------------------------------------------------
 
 
-def rules(version: str = "micro-1", rows: Sequence[int] | None = None) -> RuleSource:
+def rules(version: str = "micro-2", rows: Sequence[int] | None = None) -> RuleSource:
     b = benchmark(version)
     return RuleSource(b.split().train, b, rows)
 

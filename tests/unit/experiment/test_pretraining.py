@@ -28,7 +28,7 @@ SEED_CONFIG = "cfg_test_frozen_decoder"
 MICRO = {
     "bundle": "micro",
     "run": "micro",
-    "data.benchmark": "micro-1",
+    "data.benchmark": "micro-2",
     "data.train_tasks": "0",
     "data.augmentations": "1",
     "data.max_demos": "3",
@@ -275,7 +275,7 @@ def test_another_config_is_refused_and_nothing_written_over(tmp_path: Path) -> N
         (["evaluation_tasks=5"], ConfigError, "evaluation_tasks is 5, but there are 4"),
         (["data.benchmark=arc-agi-1", "evaluation.augmentations=0"], ConfigError, "evaluation.augmentations is 0"),
         (["data.benchmark=micro-2"], ConfigError, "micro-2"),
-        (["data.benchmark=cal-1"], ConfigError, "was trained for benchmark micro-1"),
+        (["data.benchmark=cal-1"], ConfigError, "was trained for benchmark micro-2"),
         (["data.augmentations=8"], ConfigError, "set data.augmentations=1"),
         (["optim.warmup_updates=4"], ConfigError, "warm"),
         (["optim.lrr=1"], ConfigError, "nearest valid: 'optim.lr'"),

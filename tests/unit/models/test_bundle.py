@@ -25,7 +25,7 @@ pytestmark = pytest.mark.fast
 STRUCTURE = Structure(12, 9, 2, 16, 2, 4.0, 1, 2, 2, "learned", False, 10000.0, 1e-5, "float32", 2)
 PROVENANCE = Provenance(
     "python pretrain_trm.py --config-name cfg_x",
-    "micro-1",
+    "micro-2",
     0,
     7,
     "ab",

@@ -329,7 +329,7 @@ def test_resolve_bundle_takes_a_name_a_folder_and_a_file(folder: Path, tmp_path:
     write_bundle_once(path, tmp_path / "bundle")
     assert resolve_bundle(str(path)).structure == TINY
     assert resolve_bundle(str(tmp_path / "bundle")).structure == TINY
-    assert resolve_bundle("micro").provenance.benchmark == "micro-1"
+    assert resolve_bundle("micro").provenance.benchmark == "micro-2"
     with pytest.raises(BundleError, match="no decoder bundle 'mikro'"):
         resolve_bundle("mikro")
     with pytest.raises(CheckpointError, match="its folder has step_518071"):

@@ -64,7 +64,7 @@ def test_the_exported_bundle_loads_and_says_what_was_executed(tmp_path: Path) ->
     bundle = load_bundle(str(tmp_path / "bundle"))
     task = pretraining_task(chosen)
     p = bundle.provenance
-    assert (p.benchmark, p.updates, p.seed, p.row_names) == ("micro-1", 8, 0, task.row_names)
+    assert (p.benchmark, p.updates, p.seed, p.row_names) == ("micro-2", 8, 0, task.row_names)
     assert p.recipe == "python pretrain_trm.py --config-name cfg_x" and p.ceiling["n"] == 48
     assert bundle.structure == make_structure(chosen.arch, 3)
     # The averaged weights are exported, and the table has learned something.
