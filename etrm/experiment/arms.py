@@ -47,6 +47,15 @@ class Arm:
     oracle_many: tuple[Batch, Batch] | None  # labelled pairs in task order, and queries of the same tasks
     oracle_demos: tuple[Batch, Batch] | None
     checks: tuple[Check, ...]
+    planned_queries: dict[str, int]  # by rung, from the config and the split alone
+    most_steps: int  # ACT steps after which a slot takes a new episode at the latest
+
+
+def arm_name(benchmark_name: str) -> ArmName:
+    """The arm that a benchmark belongs to."""
+    if benchmark_name.startswith("arc"):
+        return "arc"
+    return "micro" if benchmark_name.startswith("micro") else "calibration"
 
 
 def build_arm(config: RunConfig, bundle: Bundle) -> Arm:
@@ -97,7 +106,7 @@ def _rules(config: RunConfig, bundle: Bundle, b: Benchmark) -> Arm:
     many = test.each(ORACLE_PAIRS, np.random.default_rng([6, seed]))
     few = test.each(b.demos, np.random.default_rng([7, seed]))
     return Arm(
-        "micro" if b.version.startswith("micro") else "calibration",
+        arm_name(b.version),
         source,
         rung("probe", train, sizes.probe_queries, 1),
         rung("validation", split.validation, 4 * sizes.probe_queries, 2),
@@ -105,6 +114,11 @@ def _rules(config: RunConfig, bundle: Bundle, b: Benchmark) -> Arm:
         (many, asked),
         (few, asked),
         checks,
+        {
+            "seen_task": len(train) * sizes.seen_queries,
+            "unseen_composition": len(split.test) * sizes.unseen_queries,
+        },
+        bundle.structure.halt_max_steps,
     )
 
 
@@ -142,7 +156,7 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
         check("enough_tasks", len(unseen) >= MIN_TASKS, f"{len(unseen)} unseen tasks, {MIN_TASKS} needed"),
     )
     return Arm(
-        "arc",
+        arm_name(b.version),
         drawn,
         Rung("probe", probe, drawn.task_ids, True),
         rung("validation", split.validation, checked, False),
@@ -154,4 +168,14 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
         None,
         None,
         checks,
+        {
+            "seen_task": _votes(train, [a[:votes] for a in trained]),
+            "unseen_augmentation": _votes(train, fresh),
+            "unseen_task": _votes(unseen, voted),
+        },
+        bundle.structure.halt_max_steps,
     )
+
+
+def _votes(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]) -> int:
+    return sum(len(t.queries) * len(a) for t, a in zip(tasks, augmentations, strict=True))

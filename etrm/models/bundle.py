@@ -55,6 +55,17 @@ class Provenance:
 
 
 @dataclass(frozen=True, eq=False)
+class Golden:
+    """Stored answers of the decoder to fixed queries under its own rows; `tolerance` is the largest allowed gap."""
+
+    inputs: Tensor  # (B, S) int64
+    context: Tensor  # (B, T, D) fp32
+    logits: Tensor  # (B, S, V) fp32
+    halt: Tensor  # (B,) fp32
+    tolerance: float
+
+
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A loaded and checked bundle. `table` is (R, W) fp32; `context_mean` (T, D), `context_std` (T,)."""
 
@@ -66,6 +77,7 @@ class Bundle:
     table: Tensor
     context_mean: Tensor
     context_std: Tensor
+    golden: Golden | None = None  # an official checkpoint has none on record
 
     @property
     def side(self) -> int:
@@ -106,6 +118,18 @@ def golden_pass(decoder: TRMDecoder, inputs: Tensor, context: Tensor) -> tuple[T
         for _ in range(GOLDEN_STEPS):
             latents, logits, halt = decoder(latents, inputs, context)
     return logits.float(), halt.float()
+
+
+def golden_gap(bundle: Bundle, decoder: TRMDecoder) -> tuple[float, float]:
+    """Largest difference of a decoder's golden logits (and halt logits) to the bundle's stored ones, and the allowed
+    one; BundleError where the bundle has none.
+    """
+    golden = bundle.golden
+    if golden is None:
+        raise BundleError(f"bundle {bundle.name} has no golden logits; write it as a bundle folder first")
+    logits, halt = golden_pass(decoder, golden.inputs, golden.context)
+    gap = max((logits - golden.logits).abs().max().item(), (halt - golden.halt).abs().max().item())
+    return gap, golden.tolerance
 
 
 def digest(described: Mapping[str, Any]) -> str:
@@ -248,4 +272,13 @@ def assemble(
                 f"was "
                 f"trained; compare with: {provenance.recipe}"
             )
-    return Bundle(name, sha, structure, provenance, decoder, table, tensors["context_mean"], tensors["context_std"])
+    golden = Golden(
+        tensors["golden.inputs"].long(),
+        table_context(table[rows], structure),
+        tensors["golden.logits"],
+        tensors["golden.halt"],
+        tolerance,
+    )
+    return Bundle(
+        name, sha, structure, provenance, decoder, table, tensors["context_mean"], tensors["context_std"], golden
+    )
