@@ -13,8 +13,8 @@ import numpy as np
 from etrm.config.schema import RunConfig
 from etrm.data.arc import Task, overlaps
 from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
-from etrm.data.augment import Augmentation
-from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
+from etrm.data.augment import IDENTITY, Augmentation
+from etrm.data.episodes import ArcQuery, ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, Benchmark, Member, benchmark, random_grids
 from etrm.errors import ConfigError
 from etrm.experiment.checks import Check, check
@@ -23,6 +23,7 @@ from etrm.models.bundle import Bundle
 
 MIN_TASKS = 8
 ORACLE_PAIRS = 32
+ORACLE_DEMOS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +149,7 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
     checked = [task_augmentations(t, votes, data.colour_augmentation, 993 + seed) for t in split.validation]
     shared = overlaps(train, (*split.validation, *unseen))
     known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
+    steered = unseen[: config.evaluation.oracle_tasks]
     drawn = source(train, trained)
     probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
     checks = (
@@ -165,8 +167,8 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
             rung("unseen_augmentation", train, fresh, True),
             rung("unseen_task", unseen, voted, False),
         ),
-        None,
-        None,
+        None,  # a real task has no more labelled pairs than its demonstrations
+        _arc_oracle(source(steered, [[IDENTITY]] * len(steered))),
         checks,
         {
             "seen_task": _votes(train, [a[:votes] for a in trained]),
@@ -175,6 +177,16 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
         },
         bundle.structure.halt_max_steps,
     )
+
+
+def _arc_oracle(asked: ArcSource) -> tuple[Batch, Batch]:
+    """ORACLE_DEMOS pairs a task, its demonstrations in turn, and its queries, all as they are in the data."""
+    pairs: list[ArcQuery] = []
+    demos = asked.demonstrations()
+    for task in range(len(asked.tasks)):
+        own = [d for d in demos if d.task == task]
+        pairs += [own[i % len(own)] for i in range(ORACLE_DEMOS)]
+    return asked.encode(pairs), asked.encode(asked.queries())
 
 
 def _votes(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]) -> int:

@@ -204,9 +204,9 @@ def _derived(evidence: Evidence) -> list[Check]:
         found.append(check("budget", None, f"stopped on purpose after {counts}: {budget.early_stop}"))
     elif not whole:
         found.append(check("budget", False, f"{counts} were executed"))
-    if not budget.lr_reached_base or budget.warmup_share > MAX_WARMUP_SHARE:
-        reached = "reached" if budget.lr_reached_base else "never reached"
-        found.append(
-            check("schedule", False, f"warm-up took {percent(budget.warmup_share)} and the rate {reached} its base")
-        )
+    reached = "reached" if budget.lr_reached_base else "never reached"
+    in_order = budget.lr_reached_base and budget.warmup_share <= MAX_WARMUP_SHARE
+    said = f"warm-up took {percent(budget.warmup_share)} and the rate {reached} its base"
+    if not in_order or not budget.early_stop:
+        found.append(check("schedule", in_order, said))
     return found

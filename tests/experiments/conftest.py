@@ -1,9 +1,12 @@
-"""Fixtures of the experiment's lanes: one finished run an arm, shared by every assertion on it (and by later
-sessions).
+"""Fixtures of the experiment's lanes: one finished run an arm, shared by every assertion on it (and by later sessions).
+
+A full session also earns the instrument's certificate, judges both arms under it, writes verdict.json and shows the
+panel.
 """
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,19 @@ import pytest
 
 from etrm.config.compose import load, to_dict
 from etrm.config.schema import RunConfig
-from etrm.experiment.evidence import Evidence
+from etrm.errors import EvaluationError
+from etrm.experiment.certificate import certify, planted, read_trials, write_trials
+from etrm.experiment.evidence import Certificate, Evidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun
+from etrm.experiment.panel import render_panel
 from etrm.experiment.run_cache import key_parts
-from etrm.experiment.verdict import judge, to_json
+from etrm.experiment.verdict import Verdict, judge, to_json
 from etrm.models.bundle import load_bundle
+
+ARMS = {
+    "calibration": pytest.param("calibration", marks=pytest.mark.calibration),
+    "arc": pytest.param("arc", marks=pytest.mark.arc),
+}
 
 
 class ArmRun:
@@ -34,23 +45,39 @@ class ArmRun:
 
 
 @pytest.fixture(scope="session")
-def run_arm(run_options: Any, run_cache: Any, progress: Any, torch_threads: int) -> Callable[[str], ArmRun]:
-    """Run (or reuse) an arm in this session's length: full with --slow, else short."""
+def cached(run_options: Any, run_cache: Any, progress: Any, torch_threads: int) -> Callable[..., Path]:
+    """`cached(label, length, config, produce)`: the folder of a finished run of this key, produced or reused."""
 
-    def run(arm: str) -> ArmRun:
-        length = "full" if run_options.slow else "short"
-        name = f"cfg_{arm}" if length == "full" or arm == "micro" else f"cfg_{arm}_short"
-        overrides = [f"encoder.name={run_options.encoder}"] if run_options.encoder else []
-        config = load(RunConfig, name, overrides)
-        bundle = load_bundle(config.bundle)
+    def get(label: str, length: str, config: RunConfig, produce: Callable[[Path], None]) -> Path:
         parts = key_parts(
-            {"length": length, **to_dict(config)},
-            bundle=bundle.sha256,
+            {"length": length, "label": label, **to_dict(config)},
+            bundle=load_bundle(config.bundle).sha256,
             encoder=config.encoder.name,
             threads=torch_threads,
             seed=config.system.seed,
             device="cpu",
         )
+        found = run_cache.get_or_run(parts, produce, fresh=run_options.fresh)
+        progress.say(f"{label}: {found.describe()}")
+        folder: Path = found.path
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def run_arm(run_options: Any, cached: Callable[..., Path], progress: Any) -> Callable[..., ArmRun]:
+    """Run (or reuse) an arm in this session's length: full with --slow, else short. `own`: not the user's encoder."""
+    finished: dict[tuple[str, bool], ArmRun] = {}
+
+    def run(arm: str, own: bool = False) -> ArmRun:
+        user = run_options.encoder if run_options.encoder and not own else None
+        key = (arm, user is None)
+        if key in finished:
+            return finished[key]
+        length = "full" if run_options.slow else "short"
+        name = f"cfg_{arm}" if length == "full" else f"cfg_{arm}_short"
+        config = load(RunConfig, name, [f"encoder.name={user}"] if user else [])
 
         def produce(folder: Path) -> None:
             bars: dict[str, Any] = {}
@@ -60,28 +87,49 @@ def run_arm(run_options: Any, run_cache: Any, progress: Any, torch_threads: int)
                     bars[phase] = progress.callback(f"{arm}: {phase}", total)
                 bars[phase](1, loss=round(loss, 3))
 
-            FrozenDecoderRun(config, length, folder, report, bundle=bundle).run()
+            FrozenDecoderRun(config, length, folder, report).run()
 
-        cached = run_cache.get_or_run(parts, produce, fresh=run_options.fresh)
-        progress.say(cached.describe())
-        return ArmRun(arm, config, cached.path)
+        finished[key] = ArmRun(arm, config, cached(f"{arm} arm, {length}", length, config, produce))
+        return finished[key]
 
     return run
+
+
+@pytest.fixture(scope="session", params=list(ARMS.values()))
+def arm_run(request: pytest.FixtureRequest, run_arm: Callable[..., ArmRun]) -> ArmRun:
+    """Each arm's finished run in turn."""
+    return run_arm(request.param)
 
 
 @pytest.fixture(scope="session")
-def calibration(run_arm: Callable[[str], ArmRun], run_options: Any, session_outcome: Any) -> ArmRun:
-    """The calibration arm, its verdict shown (and written to --verdict-json) in a full run."""
-    run = run_arm("calibration")
-    if run_options.slow:
-        from etrm.experiment.panel import render_panel
+def certificate(run_arm: Callable[..., ArmRun], cached: Callable[..., Path], progress: Any) -> Certificate | str:
+    """The instrument's certificate, or why it has none. Planted faults run once a key, like every run."""
+    healthy = run_arm("calibration", own=True)
 
-        verdicts = {run.evidence.arm: judge(run.evidence)}
-        out = Path("runs") / (run_options.run_name or "experiment")
-        out.mkdir(parents=True, exist_ok=True)
-        document = json.dumps(to_json(verdicts), indent=1) + "\n"
-        for path in (out / "verdict.json", run_options.verdict_json):
-            if path is not None:
-                path.write_text(document)
-        session_outcome.show(render_panel(verdicts, str(out / "verdict.json"), 100))
-    return run
+    def produce(folder: Path) -> None:
+        progress.say("certificate: planting three faults on the calibration arm")
+        write_trials(folder, planted(healthy.config, load_bundle(healthy.config.bundle), folder))
+
+    trials = read_trials(cached("certificate", "certificate", healthy.config, produce))
+    try:
+        return certify(healthy.evidence, trials)
+    except EvaluationError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="session")
+def verdicts(
+    run_arm: Callable[..., ArmRun], certificate: Certificate | str, run_options: Any, session_outcome: Any
+) -> dict[str, Verdict]:
+    """Both arms judged under the certificate; verdict.json written and the panel shown when the session ends."""
+    held = certificate if isinstance(certificate, Certificate) else None
+    judged = {arm: judge(replace(run_arm(arm).evidence, certificate=held)) for arm in ARMS}
+    out = Path("runs") / (run_options.run_name or "experiment")
+    out.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(to_json(judged), indent=1) + "\n"
+    for path in (out / "verdict.json", run_options.verdict_json):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(document)
+    session_outcome.show(render_panel(judged, str(out / "verdict.json"), 100))
+    return judged

@@ -2,20 +2,20 @@
 
 import pytest
 
-pytestmark = [pytest.mark.frozen_decoder, pytest.mark.calibration]
+pytestmark = pytest.mark.frozen_decoder
 
 
 @pytest.mark.parametrize("name", ["bundle_whole", "golden_logits", "structure", "decoder_competent"])
-def test_the_decoder_is_the_pretrained_one(calibration, name):
-    found = calibration.check(name)
+def test_the_decoder_is_the_pretrained_one(arm_run, name):
+    found = arm_run.check(name)
     assert found.ok is True, f"{name}: {found.detail}; {found.remedy}"
 
 
-def test_the_decoder_is_bitwise_unchanged(calibration):
-    found = calibration.check("decoder_unchanged")
+def test_the_decoder_is_bitwise_unchanged(arm_run):
+    found = arm_run.check("decoder_unchanged")
     assert found.ok is True, f"{found.detail}; {found.remedy}"
 
 
-def test_no_optimiser_holds_a_decoder_tensor(calibration):
-    found = calibration.check("decoder_not_optimised")
+def test_no_optimiser_holds_a_decoder_tensor(arm_run):
+    found = arm_run.check("decoder_not_optimised")
     assert found.ok is True, f"{found.detail}; {found.remedy}"
