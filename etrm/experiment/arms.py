@@ -6,7 +6,8 @@ fixed by the benchmark and the seed, never by what was trained. The locked test 
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,12 +29,18 @@ ORACLE_DEMOS = 4
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """One rung's queries; `batch.task` indexes `task_ids`. `known`: the decoder was trained on these demonstrations."""
+    """One rung's queries; `batch.task` indexes `task_ids`. `known`: the decoder was trained on these demonstrations.
+
+    On real tasks `asked` names each row as (task id, query, augmentation) and `truths` holds the right grids, for
+    votes; rules have neither.
+    """
 
     name: str
     batch: Batch
     task_ids: tuple[str, ...]
     known: bool
+    asked: tuple[tuple[str, int, Augmentation], ...] = ()
+    truths: Mapping[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +144,10 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
 
     def rung(name: str, tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], known: bool) -> Rung:
         drawn = source(tasks, augmentations)
-        return Rung(name, drawn.encode(drawn.queries()), drawn.task_ids, known)
+        queries = drawn.queries()
+        asked = tuple((drawn.task_ids[q.task], q.query, q.augmentation) for q in queries)
+        truths = {(t.id, i): pair.output for t in tasks for i, pair in enumerate(t.queries)}
+        return Rung(name, drawn.encode(queries), drawn.task_ids, known, asked, truths)
 
     votes = config.evaluation.augmentations
     fresh = []

@@ -106,10 +106,14 @@ def certify(healthy: Evidence, trials: tuple[Trial, ...]) -> Certificate:
     if {t.expected for t in trials} != {"B", "C", "INVALID"}:
         wrong.append("the plants do not cover B, C and INVALID")
     if wrong:
-        raise EvaluationError(f"no certificate: {'; '.join(wrong)}; run `make experiment ARGS=--fresh` and read docs/verdict.md")
+        raise EvaluationError(
+            f"no certificate: {'; '.join(wrong)}; run `make experiment ARGS=--fresh` and read docs/verdict.md"
+        )
     k, n = verdict.evidence.rungs[-1].score.k, verdict.evidence.rungs[-1].score.n
     found = ", ".join(f"{t.fault} gave {t.found}" for t in trials)
-    return Certificate(date.today().isoformat(), commit(), f"healthy encoder gave A ({k} of {n} on {healthy.arm}); {found}")
+    return Certificate(
+        date.today().isoformat(), commit(), f"healthy encoder gave A ({k} of {n} on {healthy.arm}); {found}"
+    )
 
 
 def commit() -> str:

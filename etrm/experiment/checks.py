@@ -34,7 +34,9 @@ class CheckRule:
     remedy: str
 
 
-VERIFY = "python scripts/verify_decoder_loading.py --trm-checkpoint etrm/assets/cal-1 --etrm-checkpoint etrm/assets/cal-1"
+VERIFY = (
+    "python scripts/verify_decoder_loading.py --trm-checkpoint etrm/assets/cal-1 --etrm-checkpoint etrm/assets/cal-1"
+)
 INSPECT = "python scripts/inspect_checkpoint.py etrm/assets/cal-1"
 CERTIFY = "pytest -m 'frozen_decoder and calibration' --slow"
 SWEEP = "pytest -m sweep -k h4"

@@ -115,9 +115,7 @@ class FrozenDecoderRun:
         positive = positive_control(config, arm, bundle)
         before.append(competence(positive, arm))
         if any(c.ok is False and c.name != "enough_tasks" for c in before):
-            return replace(
-                self._refused(tuple(before)), positive_control=score_of("positive", positive, arm.rungs[0])
-            )
+            return replace(self._refused(tuple(before)), positive_control=score_of("positive", positive, arm.rungs[0]))
         watch = gradient_watch(config, head, arm.source, torch.device("cpu"))
         self.record.watch = watch_json(watch)
         self._lap("set-up and gradient watch")

@@ -67,5 +67,7 @@ def departures(known: KnownArm, verdict: Verdict) -> list[str]:
         if rung is None:
             found.append(f"{name} was not evaluated, known is {low:.0%} to {high:.0%}")
         elif not low <= rung.score.k / rung.score.n <= high:
-            found.append(f"{name}: {rung.score.k} of {rung.score.n}, known since {known.date} is {low:.0%} to {high:.0%}")
+            found.append(
+                f"{name}: {rung.score.k} of {rung.score.n}, known since {known.date} is {low:.0%} to {high:.0%}"
+            )
     return found

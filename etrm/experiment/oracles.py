@@ -36,9 +36,7 @@ def measure_oracles(
     return found[0], found[1]
 
 
-def _measure(
-    arm: Arm, bundle: Bundle, config: RunConfig, sets: tuple[Batch, Batch], restarts: int
-) -> OracleEvidence:
+def _measure(arm: Arm, bundle: Bundle, config: RunConfig, sets: tuple[Batch, Batch], restarts: int) -> OracleEvidence:
     pairs, queries = sets
     tasks = len(np.unique(pairs.task))
     per_task = len(pairs) // tasks

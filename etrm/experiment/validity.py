@@ -31,9 +31,7 @@ def decoder_checks(decoder: TRMDecoder, bundle: Bundle) -> list[Check]:
     s = decoder.structure
     gap, allowed = (math.inf, 0.0) if faults or differs else golden_gap(bundle, decoder)
     return [
-        check(
-            "bundle_whole", not faults, "; ".join(faults[:3]) or f"{count} of {count} tensors, {bundle.sha256[:12]}"
-        ),
+        check("bundle_whole", not faults, "; ".join(faults[:3]) or f"{count} of {count} tensors, {bundle.sha256[:12]}"),
         check(
             "golden_logits", gap <= allowed, f"largest difference {gap:.3g} to the stored logits, allowed {allowed:g}"
         ),
