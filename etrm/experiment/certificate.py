@@ -106,9 +106,7 @@ def certify(healthy: Evidence, trials: tuple[Trial, ...]) -> Certificate:
     if {t.expected for t in trials} != {"B", "C", "INVALID"}:
         wrong.append("the plants do not cover B, C and INVALID")
     if wrong:
-        raise EvaluationError(
-            f"no certificate: {'; '.join(wrong)}; run `make experiment ARGS=--fresh` and read docs/verdict.md"
-        )
+        raise EvaluationError(f"no certificate: {'; '.join(wrong)}; repeat it with: make experiment ARGS=--fresh")
     k, n = verdict.evidence.rungs[-1].score.k, verdict.evidence.rungs[-1].score.n
     found = ", ".join(f"{t.fault} gave {t.found}" for t in trials)
     return Certificate(

@@ -34,10 +34,9 @@ class CheckRule:
     remedy: str
 
 
-VERIFY = (
-    "python scripts/verify_decoder_loading.py --trm-checkpoint etrm/assets/cal-1 --etrm-checkpoint etrm/assets/cal-1"
-)
-INSPECT = "python scripts/inspect_checkpoint.py etrm/assets/cal-1"
+BUNDLE = "etrm/assets/cal-1"
+VERIFY = f"python scripts/verify_decoder_loading.py --trm-checkpoint {BUNDLE} --etrm-checkpoint {BUNDLE}"
+INSPECT = f"python scripts/inspect_checkpoint.py {BUNDLE}"
 CERTIFY = "pytest -m 'frozen_decoder and calibration' --slow"
 SWEEP = "pytest -m sweep -k h4"
 GATE = "pytest -m frozen_decoder -k"

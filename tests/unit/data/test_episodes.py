@@ -196,14 +196,14 @@ def test_every_pair_of_a_rules_episode_follows_its_rule_and_the_query_is_none_of
 
 
 def test_each_member_gets_its_queries_in_order_and_its_row() -> None:
-    source = rules(rows=range(100, 136))
+    source = rules(rows=range(100, 248))
     batch = source.each(2, np.random.default_rng(0))
-    assert batch.task.tolist() == [m for m in range(36) for _ in range(2)]
+    assert batch.task.tolist() == [m for m in range(148) for _ in range(2)]
     assert np.array_equal(batch.row, 100 + batch.task) and source.task_ids[3] == source.members[3].id
 
 
 def test_sampled_members_are_uniform() -> None:
-    counts = np.bincount(rules().sample(3600, np.random.default_rng(0)).task, minlength=36)
+    counts = np.bincount(rules().sample(14800, np.random.default_rng(0)).task, minlength=148)
     assert counts.min() > 60 and counts.max() < 150
 
 

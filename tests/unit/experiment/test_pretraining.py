@@ -120,7 +120,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert {"grad/encoder_norm", "train/lm_loss", "train/encoder_token_std", "train/encoder_output_mean"} <= names
     config = yaml.safe_load((made.folder / "all_config.yaml").read_text())
     assert (config["arch"]["L_cycles"], config["optim"]["lr"], config["run"]) == (2, 3e-4, "micro")
-    assert any("8 updates x 8 / 36 tasks" in line for line in said)
+    assert any("8 updates x 8 / 148 tasks" in line for line in said)
 
 
 def test_raw_and_averaged_weights_are_evaluated_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_a_decoder_that_drifts_while_frozen_ends_the_run(tmp_path: Path, where: 
 
 def test_a_decoder_that_never_joins_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("etrm.training.loop.join_decoder", lambda config, state: None)
-    with pytest.raises(EvaluationError, match="none of its 9 parameters moved"):
+    with pytest.raises(EvaluationError, match="none of its 8 parameters moved"):
         run(tmp_path, "freeze.decoder_updates=4")
 
 
@@ -272,9 +272,9 @@ def test_another_config_is_refused_and_nothing_written_over(tmp_path: Path) -> N
     [
         (["data.train_tasks=-1"], ConfigError, "train_tasks is -1"),
         (["evaluation_tasks=-1"], ConfigError, "evaluation_tasks is -1"),
-        (["evaluation_tasks=5"], ConfigError, "evaluation_tasks is 5, but there are 4"),
+        (["evaluation_tasks=13"], ConfigError, "evaluation_tasks is 13, but there are 12"),
         (["data.benchmark=arc-agi-1", "evaluation.augmentations=0"], ConfigError, "evaluation.augmentations is 0"),
-        (["data.benchmark=micro-2"], ConfigError, "micro-2"),
+        (["data.benchmark=micro-9"], ConfigError, "micro-2"),
         (["data.benchmark=cal-1"], ConfigError, "was trained for benchmark micro-2"),
         (["data.augmentations=8"], ConfigError, "set data.augmentations=1"),
         (["optim.warmup_updates=4"], ConfigError, "warm"),

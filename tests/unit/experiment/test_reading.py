@@ -112,5 +112,7 @@ def test_numbers_overrule_a_reported_pass() -> None:
 
 def test_required_checks_that_nobody_reported_are_open() -> None:
     checks = validity_checks(replace(healthy("arc"), validity=()))
-    assert len(checks) == 15 and all(c.ok is None for c in checks)
+    assert len(checks) == 15
+    assert {c.name: c.ok for c in checks if c.ok is not None} == {"schedule": True}, "it follows from the budget"
+    assert all(c.ok is None for c in validity_checks(replace(healthy("arc"), validity=(), budget=None)))
     assert "certificate" not in {c.name for c in validity_checks(replace(healthy(), validity=()))}

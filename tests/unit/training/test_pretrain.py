@@ -80,7 +80,7 @@ def test_decoder_and_table_both_move_each_by_its_own_optimiser(tmp_path: Path) -
     held = [id(p) for o, _ in state.optimizers.values() for group in o.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in head.parameters()) and set(state.optimizers) == {"decoder", "table"}
     assert state.optimizers["table"][1] == pytest.approx(chosen.optim.lr * chosen.table.lr_ratio)
-    signs = pretrain_state(replace(chosen, table=replace(chosen.table, optimizer="sign_sgd")), head, 36)
+    signs = pretrain_state(replace(chosen, table=replace(chosen.table, optimizer="sign_sgd")), head, 148)
     assert isinstance(signs.optimizers["table"][0], SignSGD)
 
 
@@ -129,7 +129,7 @@ def test_it_is_measured_as_often_as_the_config_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (("data.train_tasks=37",), "train_tasks is 37, but there are 36"),
+        (("data.train_tasks=149",), "train_tasks is 149, but there are 148"),
         (("data.max_demos=2",), "max_demos is 2"),
         (("data.augmentations=2",), "data.augmentations=1"),
         (("data.leave_one_out=true",), "leave_one_out false"),
@@ -152,7 +152,7 @@ def test_exact_with_own_contexts_counts_whole_grids_and_skips_ignored_cells() ->
     chosen = config()
     torch.manual_seed(0)
     task = pretraining_task(chosen)
-    table = TableTRM(TRMDecoder(make_structure(chosen.arch, 3)), 36)
+    table = TableTRM(TRMDecoder(make_structure(chosen.arch, 3)), 148)
     decoder = table.decoder
     with torch.no_grad():
         decoder.lm_head.weight.zero_()
