@@ -153,12 +153,17 @@ def fresh_carry(decoder: TRMDecoder, episodes: Episodes) -> Carry:
 
 
 def act_step(
-    model: ContextModel, carry: Carry, new: Episodes, exploration: float, generator: torch.Generator | None
+    model: ContextModel,
+    carry: Carry,
+    new: Episodes,
+    exploration: float,
+    generator: torch.Generator | None,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[Carry, StepOutput]:
     """One ACT step in training: refill halted slots, encode, decode, decide who halts.
 
     `exploration` is the chance that a sample must make a random minimum of 2..halt_max_steps steps; drawn from
-    `generator`.
+    `generator`. `share` (rank, ranks): these slots are that part of the global batch, for all of which is drawn.
     """
     most = model.decoder.structure.halt_max_steps
     episodes = carry.episodes.replaced(carry.halted, new)
@@ -170,8 +175,10 @@ def act_step(
         halted = steps >= most
         if most > 1:
             wants = truncate(halt, "halting_decision") > 0
-            explores = torch.rand(halt.shape, generator=generator).to(halt.device) < exploration
-            least = torch.randint(2, most + 1, halt.shape, generator=generator).to(halt.device)
+            own = slice(share[0] * len(halt), (share[0] + 1) * len(halt))
+            everyone = len(halt) * share[1]
+            explores = torch.rand(everyone, generator=generator)[own].to(halt.device) < exploration
+            least = torch.randint(2, most + 1, (everyone,), generator=generator)[own].to(halt.device)
             halted = halted | (wants & (steps >= torch.where(explores, least, 0)))
     return Carry(latents, steps, halted, episodes), StepOutput(logits, halt, encoded, episodes, halted)
 
