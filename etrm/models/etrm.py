@@ -93,18 +93,20 @@ class ContextModel(Protocol):
 
 
 class ETRM(nn.Module):
-    """Encoder and decoder. The context is computed in the decoder's activation type where the encoder allows it."""
+    """Encoder and decoder. With `autocast` (by default: where the decoder computes in bf16) the encoder runs under bf16
+    autocast; the decoder always computes in its own type.
+    """
 
     def __init__(self, encoder: nn.Module, decoder: TRMDecoder, spec: EncoderSpec) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.spec = spec
+        self.autocast = decoder.dtype is torch.bfloat16
 
     def context(self, episodes: Episodes) -> Encoded:
-        """The encoder's context for each episode, held to the encoder contract; fp32 (B, T, D)."""
-        low = self.decoder.dtype is torch.bfloat16
-        with torch.autocast(episodes.inputs.device.type, dtype=torch.bfloat16, enabled=low):
+        """The encoder's context for each episode, held to the encoder contract; (B, T, D)."""
+        with torch.autocast(episodes.inputs.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return encode(self.encoder, self.spec, episodes.demo_inputs, episodes.demo_labels, episodes.demo_mask)
 
 

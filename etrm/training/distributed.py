@@ -136,7 +136,11 @@ def start(device: torch.device, environment: Mapping[str, str] = os.environ) -> 
     if size == 1:
         return ALONE
     if device.type == "mps":
-        raise ConfigError(f"{size} ranks on mps: torch has no way to sum their gradients; use one, or system.device=cpu")
+        raise ConfigError(
+            f"{size} ranks on mps: torch has no way to sum their gradients; use one, or system.device=cpu"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(local)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     host = dist.new_group(backend="gloo") if device.type == "cuda" else None

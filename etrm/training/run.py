@@ -26,9 +26,10 @@ from etrm.training.update import LossHead
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of `system.device` for a rank; auto takes CUDA, then MPS, then the CPU. ConfigError if it is not there.
+    """The device of `system.device` for a rank; auto takes CUDA, then MPS, then the CPU.
 
-    The only place that chooses one. With several ranks on CUDA, each has the device of its local number.
+    The only place that chooses one. With several ranks on CUDA, each has the device of its local number. Raises
+    ConfigError if it is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = next(kind for kind, found in there.items() if found) if name == "auto" else name

@@ -79,9 +79,7 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
 
 
-def table_loss(
-    encoded: Encoded, rows: Tensor, table: Tensor, decoder: TRMDecoder, ranks: Ranks = ALONE
-) -> Tensor:
+def table_loss(encoded: Encoded, rows: Tensor, table: Tensor, decoder: TRMDecoder, ranks: Ranks = ALONE) -> Tensor:
     """Mean squared distance to the decoder's own rows in units of the table's variance; samples without a row are left
     out. With several ranks this rank's part of the mean over all of them.
     """
