@@ -79,7 +79,7 @@ def open_decoder(path: Path) -> DecoderFile:
             "provenance": asdict(bundle.provenance),
         }
         return DecoderFile(str(path), "bundle", bundle.decoder.state_dict(), {}, bundle.structure, facts)
-    if _is_ours(path):
+    if is_ours(path):
         return _ours(path)
     file = open_official(path, encoder_too=True)
     tensors = build_decoder(file).state_dict()
@@ -87,7 +87,7 @@ def open_decoder(path: Path) -> DecoderFile:
     return DecoderFile(str(path), "official checkpoint", tensors, {}, file.structure, facts)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a file holds a training state of ours, not a bare state dict; CheckpointError if it is neither."""
     try:
         map_state(path)
