@@ -25,6 +25,7 @@ from etrm.evaluation.voting import FRACTION_RULE, VoteResult
 from etrm.experiment.asking import evaluate, evaluation_metrics
 from etrm.experiment.progress import PhaseProgress
 from etrm.experiment.questions import PretrainingConfig, prepare
+from etrm.experiment.run_facts import JOINED, run_facts, run_verdict
 from etrm.models.bundle import Bundle
 from etrm.models.etrm import ETRM, Episodes
 from etrm.models.official import resolve_bundle
@@ -244,11 +245,24 @@ class Pretraining:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         known = set(self.bundle.provenance.task_ids)
         asked = self.prepared.questions.task_ids
+        evaluations = [line for line in lines if "ARC/pass@1" in line]
+        verdict: dict[str, Any] | str = JOINED
+        facts: dict[str, Any] = {}
+        if self.state.step <= joins:
+            last = evaluations[-1] if evaluations else None
+            facts = run_facts(self.config, self.bundle, self.prepared, record, last)
+            verdict = run_verdict(self.config.run, log, facts)
+            if record.executed_updates == record.planned_updates:
+                self.say(f"verdict: {verdict['scenario']}: {verdict['reasons'][0]}")
+                for note in verdict["notes"]:
+                    self.say(note)
         return {
             "budget": asdict(record),
             "decoder": {"bundle": self.bundle.name, "sha256": self.bundle.sha256, "fate": fate},
             "decoder_known_evaluation_tasks": sum(task in known for task in asked),
             "evaluation_tasks": len(asked),
             "notes": list(self.prepared.notes),
-            "evaluations": [line for line in lines if "ARC/pass@1" in line],
+            "evaluations": evaluations,
+            "checkpoint_info": facts,
+            "verdict": verdict,
         }

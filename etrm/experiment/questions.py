@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from etrm.config.schema import Checked, RunConfig
-from etrm.data.arc import Task
+from etrm.data.arc import Task, overlaps
 from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, arc_agi
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import Batch, Source
@@ -57,6 +57,7 @@ class Prepared:
     source: Source
     questions: Questions
     notes: tuple[str, ...]
+    disjoint: bool | None  # ARC: no evaluated task repeats a training task, by canonical hash; rules are split by rule
 
 
 UNREAD = ("seen_queries", "unseen_queries", "probe_queries", "constant_updates", "oracle_tasks", "oracle_updates")
@@ -90,7 +91,7 @@ def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
     grids = [crop(np.where(labels < 0, PAD, labels), bundle.side) for labels in asked.labels]
     truths = {(task, query): grid for (task, query, _), grid in zip(rows, grids, strict=True)}
     note = "evaluation: the benchmark's validation tasks, unvoted; the locked test stays unread"
-    return Prepared(arm.source, Questions(tuple(rows), truths, asked.take, bundle.side), (note,))
+    return Prepared(arm.source, Questions(tuple(rows), truths, asked.take, bundle.side), (note,), None)
 
 
 def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
@@ -135,4 +136,5 @@ def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
     if split.too_large:
         notes.append(f"left out: {split.too_large} tasks whose grids do not fit {bundle.side}x{bundle.side}")
     questions = Questions(rows, truths, lambda part: asked.encode([queries[i] for i in part]), bundle.side)
-    return Prepared(source(split.train), questions, tuple(notes))
+    disjoint = not overlaps(split.train, split.evaluation)
+    return Prepared(source(split.train), questions, tuple(notes), disjoint)

@@ -109,7 +109,8 @@ def test_train_verify_and_inspect(call, official: Path, tmp_path: Path) -> None:
     status, out, err = call(*verify, folder / "step_5")
     assert (status, out) == (2, "")
     assert err.startswith("cannot compare: CheckpointError: ")
-    assert "step_6" in err
+    assert "step_4 (epoch 4), step_6 (epoch 6)" in err
+    assert "huggingface" not in err
 
     status, out, _ = call("scripts/inspect_checkpoint.py", folder / "step_6", "--json")
     found = json.loads(out)

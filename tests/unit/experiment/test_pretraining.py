@@ -3,6 +3,7 @@
 The decoder is the embedded micro bundle or a synthetic official checkpoint on a 9x9 canvas; runs last a few updates.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from etrm.models.official import resolve_bundle
 from etrm.training.checkpoint import read_checkpoint
 from etrm.training.loop import evaluation_points, planned_updates
 from etrm.training.run import budget_sentence, check_ranks, choose_device
-from tests.official_samples import write_official
+from tests.official_samples import TINY, write_official
 
 pytestmark = pytest.mark.fast
 
@@ -181,6 +182,7 @@ def test_staged_training_trains_what_it_says(tmp_path: Path) -> None:
     before = {n: t.clone() for n, t in resolve_bundle("micro").decoder.state_dict().items()}
     made, summary = run(tmp_path, *staged)
     assert summary["decoder"]["fate"].startswith("frozen for 4 updates, then ")
+    assert "no frozen-decoder experiment" in summary["verdict"]
     at4, at8 = (read_checkpoint(made.folder / f"step_{n}")["model"] for n in (4, 8))
     assert all(torch.equal(at4[f"model.decoder.{n}"], t) for n, t in before.items())
     moved = [n for n, t in before.items() if not torch.equal(at8[f"model.decoder.{n}"], t)]
@@ -254,6 +256,26 @@ def test_the_public_decoder_knows_the_evaluation_tasks(tmp_path: Path) -> None:
     assert "decoder_known" in summary["notes"][0]
     assert "public checkpoint" in summary["notes"][0]
     assert not set(made.prepared.source.task_ids) & set(made.prepared.questions.task_ids)
+    verdict, info = summary["verdict"], summary["checkpoint_info"]
+    assert verdict["scenario"] == "UNDECIDED"  # no controls, and the decoder knew the tasks
+    assert any("decoder_known" in note for note in verdict["notes"])
+    assert any(line.startswith("verdict: UNDECIDED") for line in said)
+    assert (info["decoder_known"], info["train_test_disjoint"], info["eval_tasks"]) == (True, True, 2)
+    assert info["structure_run"]["L_cycles"] == 2
+    assert any("constant_context_loss" in missing for missing in verdict["missing"])
+
+
+def test_tasks_that_repeat_training_tasks_are_left_out_by_name(tmp_path: Path) -> None:
+    """Catalogue entry 14: on the full canvas, ARC-AGI-1's two cross-split duplicates."""
+    full = write_official(tmp_path / "arc_v1_public", dataclasses.replace(TINY, seq_len=900), rows=4)
+    config, _ = load_run(SEED_CONFIG, [*given(OFFICIAL), f"bundle={full}", "evaluation_tasks=0"])
+    prepared = prepare(config, resolve_bundle(config.bundle))
+    asked = set(prepared.questions.task_ids)
+    assert len(asked) == 398
+    assert not asked & {"070dd51e", "50a16a69"}
+    assert prepared.disjoint is True
+    assert any("070dd51e repeats the training task 40853293" in note for note in prepared.notes)
+    assert any("50a16a69 repeats the training task caa06a1f" in note for note in prepared.notes)
 
 
 def test_claims_about_the_decoder_are_checked_not_merged(tmp_path: Path) -> None:
