@@ -177,6 +177,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert lines(third) == lines(second)
 
 
+@pytest.mark.parametrize("killed_at", [3, 5, 7])
+def test_a_run_that_was_killed_at_any_moment_ends_as_if_it_had_not(tmp_path: Path, killed_at: int) -> None:
+    """Evaluations at 2, 4, 6 and 8, checkpoints at 4 and 8: one evaluation stands before any checkpoint."""
+    often = ("budget.evaluations=4", "budget.log_every=1")
+    whole, expected = run(tmp_path / "whole", *often)
+    config, claims = load_run(SEED_CONFIG, [*given(MICRO), *often])
+    cut = Pretraining(config, claims, tmp_path / "cut", said.append)
+    source, drawn = cut.prepared.source, []
+    real = source.sample
+
+    def sample(count, rng):
+        drawn.append(count)
+        if len(drawn) == killed_at:
+            raise KeyboardInterrupt
+        return real(count, rng)
+
+    source.sample = sample  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    assert [line["step"] for line in lines(cut) if "ARC/pass@1" in line] == list(range(2, killed_at, 2))
+    again, summary = run(tmp_path / "cut", *often)
+    assert lines(again) == lines(whole)
+    assert summary == expected
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+    assert again.state.ema is not None
+    assert whole.state.ema is not None
+    assert all(torch.equal(t, again.state.ema.shadow[n]) for n, t in whole.state.ema.shadow.items())
+
+
 def test_staged_training_trains_what_it_says(tmp_path: Path) -> None:
     staged = ("freeze.decoder_updates=4", "freeze.joint_lr=1e-3", "run=staged")
     before = {n: t.clone() for n, t in resolve_bundle("micro").decoder.state_dict().items()}
