@@ -1,17 +1,20 @@
 """Train an encoder in front of a decoder: python pretrain_etrm.py --config-name cfg_test_frozen_decoder [key=value …].
 
-Interrupted, the same command goes on where the last checkpoint was. `arch.KEY=value` claims something about the decoder
-(as arch.L_cycles=4) and is refused where the decoder's own config says otherwise. Exit status: 0 done, 1 a reason on
-stderr, 2 wrong usage, 130 interrupted.
+On N GPUs (or processes): torchrun --nproc-per-node N pretrain_etrm.py --config-name …; they share the batch, rank 0
+writes. Interrupted, the same command goes on where the last checkpoint was, with any number of ranks. `arch.KEY=value`
+claims something about the decoder (as arch.L_cycles=4) and is refused where the decoder's own config says otherwise.
+Exit status: 0 done, 1 a reason on stderr, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from etrm.errors import EtrmError
 from etrm.experiment.pretraining import Pretraining, load_run
 from etrm.experiment.progress import PhaseProgress
+from etrm.training.distributed import finish
 
 
 def main() -> int:
@@ -24,19 +27,23 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="key=value")
     arguments = parser.parse_intermixed_args()
     progress = PhaseProgress()
+    rank = os.environ.get("RANK", "0")
     try:
         config, claims = load_run(arguments.config_name, arguments.overrides)
         run = Pretraining(config, claims, arguments.checkpoints, progress.say, progress)
         summary = run.run()
     except EtrmError as error:
         progress.close()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        who = "" if rank == "0" else f"rank {rank}: "
+        print(f"{who}{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         progress.close()
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    print(f"decoder: {summary['decoder']['fate']}\nwrote {run.folder}")
+    if run.ranks.main:
+        print(f"decoder: {summary['decoder']['fate']}\nwrote {run.folder}")
+    finish()
     return 0
 
 

@@ -42,15 +42,16 @@ def arc_agi(name: str, side: int, train_tasks: int, evaluation_tasks: int, seed:
     everything = [load_arc(version, "training"), load_arc(version, "evaluation")]
     train, test = ([t for t in part if fits(t, side)] for part in everything)
     on_canvas = f"tasks on a {side}x{side} canvas"
-    chosen = _first(train, train_tasks, seed, f"{name} training {on_canvas}", "data.train_tasks")
+    chosen = first_tasks(train, train_tasks, seed, f"{name} training {on_canvas}", "data.train_tasks")
     duplicates = overlaps(train, test)
     repeated = {evaluation for _, evaluation in duplicates}
     test = [t for t in test if t.id not in repeated]
-    asked = _first(test, evaluation_tasks, seed, f"{name} evaluation {on_canvas}", "evaluation_tasks")
+    asked = first_tasks(test, evaluation_tasks, seed, f"{name} evaluation {on_canvas}", "evaluation_tasks")
     return ArcAgi(chosen, asked, duplicates, sum(not fits(t, side) for part in everything for t in part))
 
 
-def _first(tasks: Sequence[Task], count: int, seed: int, what: str, key: str) -> tuple[Task, ...]:
+def first_tasks(tasks: Sequence[Task], count: int, seed: int, what: str, key: str) -> tuple[Task, ...]:
+    """The first `count` of a seeded shuffle, 0: all. DataError, naming `key`, if there are fewer, or none at all."""
     if not 0 <= count <= len(tasks) or not tasks:
         raise DataError(f"{key} is {count}, but there are {len(tasks)} {what}; set {key} between 0 (all) and that")
     order = np.random.default_rng(seed).permutation(len(tasks))

@@ -118,8 +118,25 @@ class Vote:
         if not scored:
             self._fillers += 1
             return
+        tokens = np.asarray(predicted_tokens)
+        if tokens.shape != (side * side,) or tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() >= VOCAB:
+            raise EvaluationError(
+                f"{_place(task_id, query_index, augmentation)}: predicted tokens have shape {tokens.shape}, dtype "
+                f"{tokens.dtype}; expected ({side * side},) integers in 0..{VOCAB - 1}: pass the argmax over the "
+                "vocabulary"
+            )
+        self.add_grid(task_id, query_index, augmentation, crop(tokens, side), halt_logit)
+
+    def add_grid(
+        self, task_id: str, query_index: int, augmentation: Augmentation, drawn: np.ndarray, halt_logit: float
+    ) -> None:
+        """Count one prediction given as the grid (h, w) that was cropped from it; 0-sized if no rectangle was drawn.
+
+        Raises EvaluationError on an unexpected query, a repeated (task, query, augmentation) or a NaN.
+        """
+        self._check_open()
         query = (task_id, query_index)
-        where = f"task '{task_id}', query {query_index}, augmentation '{augmentation.name(task_id)}'"
+        where = _place(task_id, query_index, augmentation)
         if query not in self._votes:
             raise EvaluationError(
                 f"{where} is not among the {len(self._votes)} queries of this evaluation: check sharding"
@@ -128,15 +145,9 @@ class Vote:
             raise EvaluationError(
                 f"{where} was predicted twice: mark padding rows scored=False, one Vote an evaluation"
             )
-        tokens = np.asarray(predicted_tokens)
-        if tokens.shape != (side * side,) or tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() >= VOCAB:
-            raise EvaluationError(
-                f"{where}: predicted tokens have shape {tokens.shape}, dtype {tokens.dtype}; expected ({side * side},) "
-                f"integers in 0..{VOCAB - 1}: pass the argmax over the vocabulary"
-            )
         if math.isnan(halt_logit):
             raise EvaluationError(f"{where}: halt logit is NaN, expected a number: inspect the checkpoint")
-        grid = augmentation.invert(crop(tokens, side))  # 0-sized if no rectangle was drawn; such a vote is never right
+        grid = augmentation.invert(drawn)  # such a 0-sized vote is never right
         self._votes[query][augmentation] = (grid_hash(grid), float(expit(halt_logit)))
 
     def merge(self, other: "Vote") -> None:
@@ -184,6 +195,10 @@ class Vote:
             raise EvaluationError(
                 f"this Vote is {self._closed}, expected a fresh one: build a new Vote for each evaluation"
             )
+
+
+def _place(task_id: str, query_index: int, augmentation: Augmentation) -> str:
+    return f"task '{task_id}', query {query_index}, augmentation '{augmentation.name(task_id)}'"
 
 
 def _rank_of(truth: str, votes: Mapping[Augmentation, tuple[str, float]]) -> int | None:

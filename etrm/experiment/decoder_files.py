@@ -20,7 +20,7 @@ from etrm.models.bundle import golden_pass, load_bundle
 from etrm.models.official import build_decoder
 from etrm.models.official_file import CONFIG, map_state, open_official, read_config, structure_of
 from etrm.models.trm import Structure, TRMDecoder, load_decoder_tensors
-from etrm.training.checkpoint import read_checkpoint
+from etrm.training.checkpoint import read_checkpoint, steps_in
 
 PROBES = 2
 DECODER, TABLE = "model.decoder.", "model.puzzle_emb.weights"
@@ -79,7 +79,7 @@ def open_decoder(path: Path) -> DecoderFile:
             "provenance": asdict(bundle.provenance),
         }
         return DecoderFile(str(path), "bundle", bundle.decoder.state_dict(), {}, bundle.structure, facts)
-    if _is_ours(path):
+    if is_ours(path):
         return _ours(path)
     file = open_official(path, encoder_too=True)
     tensors = build_decoder(file).state_dict()
@@ -87,12 +87,15 @@ def open_decoder(path: Path) -> DecoderFile:
     return DecoderFile(str(path), "official checkpoint", tensors, {}, file.structure, facts)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a file holds a training state of ours, not a bare state dict; CheckpointError if it is neither."""
     try:
         map_state(path)
     except CheckpointError:
         if not path.is_file():
+            beside = steps_in(path.parent)
+            if beside and is_ours(path.parent / f"step_{beside[0]}"):
+                read_checkpoint(path)  # lists the steps that there are, and their epochs
             raise  # tells where the public one is published
         return {"format", "model"} <= set(read_checkpoint(path))  # a damaged or unsafe file raises here again
     return False

@@ -16,28 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from etrm.config.compose import build, compose
+from etrm.config.compose import build, compose, to_dict
 from etrm.config.schema import RunConfig
 from etrm.config.yaml_values import Value, parse_yaml
 from etrm.errors import ConfigError, EvaluationError
-from etrm.evaluation.controls import evaluating
-from etrm.evaluation.voting import ALL_RULE, FRACTION_RULE, Vote, VoteResult
+from etrm.evaluation.voting import FRACTION_RULE, VoteResult
+from etrm.experiment.asking import evaluate, evaluation_metrics
 from etrm.experiment.progress import PhaseProgress
-from etrm.experiment.questions import PretrainingConfig, Questions, prepare
+from etrm.experiment.questions import PretrainingConfig, prepare
+from etrm.experiment.run_facts import JOINED, run_facts, run_verdict
 from etrm.models.bundle import Bundle
-from etrm.models.etrm import ETRM, Episodes, decode
+from etrm.models.etrm import ETRM, Episodes
 from etrm.models.official import resolve_bundle
 from etrm.models.official_file import OFFICIAL_NAMES
 from etrm.probes.frozen import FrozenSnapshot, snapshot
+from etrm.training.checkpoint import steps_in
+from etrm.training.compiled import compile_checked
+from etrm.training.distributed import start, told_ranks
 from etrm.training.loop import BudgetRecord, encoder_state, evaluation_points, fit, planned_updates
 from etrm.training.run import budget_sentence, build_head, check_ranks, choose_device, open_run_folder
+from etrm.training.tracking import Trackers, check_installed
 from etrm.training.update import TrainState
 
 Say = Callable[[str], None]
 CLAIM = "arch."
-PASS_AT = (1, 2, 5)
+PROBE = 2  # episodes on which a compiled model is compared
 
 
 def load_run(
@@ -65,35 +69,6 @@ def check_claims(claims: Mapping[str, Value], bundle: Bundle) -> None:
         )
 
 
-def evaluate(
-    model: ETRM, questions: Questions, size: int, device: torch.device, advance: Callable[[int], None]
-) -> VoteResult:
-    """Answer every question once (fresh carry, all ACT steps) and vote. `advance(n)` after each batch of n answers."""
-    vote = Vote(questions.truths)
-    with torch.inference_mode(), evaluating(model):
-        for start in range(0, len(questions.rows), size):
-            part = slice(start, start + size)
-            episodes = Episodes.of(questions.encode(part), device)
-            tokens, halts = decode(model.decoder, episodes.inputs, model.context(episodes).context)
-            answers = zip(questions.rows[part], tokens.cpu().numpy(), halts.float().cpu().tolist(), strict=True)
-            for (task, query, augmentation), predicted, halt in answers:
-                vote.add(task, query, augmentation, predicted, questions.side, halt, scored=True)
-            advance(len(episodes.inputs))
-    return vote.result(PASS_AT)
-
-
-def evaluation_metrics(results: Mapping[str, VoteResult]) -> dict[str, float]:
-    """One evaluation's log line. `results` by weights, raw and ema; the plain names are ema's where there is one."""
-    head = results["ema"] if "ema" in results else results["raw"]
-    line: dict[str, float] = {f"ARC/pass@{k}": head.pass_at(k, FRACTION_RULE) for k in PASS_AT}
-    line["ARC/pass@1/all_tests"] = head.pass_at(1, ALL_RULE)
-    for weights, result in results.items():
-        line[f"ARC/pass@1/{weights}"] = result.pass_at(1, FRACTION_RULE)
-    pairs = head.by_k[1].per_task.values()
-    line |= {"ARC/evaluated_tasks": len(pairs), "ARC/evaluated_queries": sum(asked for _, asked in pairs)}
-    return line | {"ARC/solved_queries": sum(solved for solved, _ in pairs)}
-
-
 class Pretraining:
     """One run: `run()` trains, evaluates and leaves checkpoints, metrics.jsonl and summary.json in the run's folder."""
 
@@ -105,9 +80,16 @@ class Pretraining:
         say: Say,
         progress: PhaseProgress | None = None,
     ) -> None:
-        self.config, self.say, self.progress = config, say, progress
-        check_ranks(config.budget, os.environ)
-        self.device = choose_device(config.system.device)
+        _, size, local = told_ranks(os.environ)
+        check_ranks(config.budget, size)
+        self.device = choose_device(config.system.device, local)
+        self.ranks = ranks = start(self.device)
+        self.config = config
+        self.progress = progress if ranks.main else None
+        self.say = say = say if ranks.main else lambda text: None
+        if isinstance(config, PretrainingConfig):
+            for name in () if config.trackers == "none" else config.trackers.split("+"):
+                check_installed(name)
         if config.data.train_tasks > 0:  # told before the decoder is needed
             say(f"budget: {budget_sentence(config.budget, config.optim, config.data.train_tasks)}")
         bundle = resolve_bundle(config.bundle)
@@ -133,8 +115,13 @@ class Pretraining:
                 )
             self.state.teacher = bundle.table.to(self.device)
         self.frozen: FrozenSnapshot = snapshot(head.decoder, keep_values=False)
-        self.folder = open_run_folder(root, config, bundle)  # the first thing that writes
         self.bundle = bundle
+        self._choose_arithmetic()
+        if ranks.main:
+            open_run_folder(root, config, bundle)  # the first thing that writes
+        ranks.wait()
+        self.folder = open_run_folder(root, config, bundle)
+        self.trackers: Trackers | None = None
 
     @property
     def model(self) -> ETRM:
@@ -143,8 +130,29 @@ class Pretraining:
         assert isinstance(model, ETRM)
         return model
 
+    def _choose_arithmetic(self) -> None:
+        """Precision of the encoder and torch.compile, as the config says; what falls back is said."""
+        config, model = self.config, self.model
+        if not isinstance(config, PretrainingConfig):
+            return
+        if config.precision != "auto":
+            model.autocast = config.precision == "bfloat16"
+        if config.compile:
+            drawn = self.prepared.source.sample(PROBE, np.random.default_rng(config.system.seed))
+            compile_checked(model, Episodes.of(drawn, self.device), self.say)
+
     def run(self, stop_after: int | None = None) -> dict[str, Any]:
-        """Train the planned updates (or up to `stop_after`, to go on later); returns what summary.json holds."""
+        """Train the planned updates (or up to `stop_after`, to go on later); returns what summary.json holds.
+
+        Every rank must call it; rank 0 writes and returns the summary, the others return what they know.
+        """
+        try:
+            return self._run(stop_after)
+        finally:
+            if self.trackers is not None:
+                self.trackers.close()
+
+    def _run(self, stop_after: int | None) -> dict[str, Any]:
         config, updates = self.config, planned_updates(self.config.budget, len(self.prepared.source.task_ids))
         points = evaluation_points(updates, config.budget.evaluations)
         at: dict[int, Callable[[int], None]] = dict.fromkeys((*points, config.freeze.decoder_updates), self._at)
@@ -156,13 +164,18 @@ class Pretraining:
 
         log = self.folder / "metrics.jsonl"
         rng = np.random.default_rng(config.system.seed)
+        if self.ranks.main and isinstance(config, PretrainingConfig) and config.trackers != "none":
+            done = max(steps_in(self.folder), default=0)
+            self.trackers = Trackers(config.trackers, config.project, config.run, to_dict(config), self.folder, done)
         record = fit(
-            config, self.state, self.prepared.source, rng, self.device, log, self.folder, at, report, stop_after
-        )
+            config, self.state, self.prepared.source, rng, self.device, log, self.folder, at, report, stop_after,
+            self.ranks, self.trackers,
+        )  # fmt: skip
         if advance is not None:
             advance.close()
+        self.ranks.wait()  # the log's last line is rank 0's
         summary = self._summary(record, log)
-        if record.executed_updates == record.planned_updates:
+        if record.executed_updates == record.planned_updates and self.ranks.main:
             partial = self.folder / f".summary.{os.getpid()}.partial"
             partial.write_text(json.dumps(summary, indent=1) + "\n")
             os.replace(partial, self.folder / "summary.json")
@@ -177,22 +190,26 @@ class Pretraining:
     def _evaluate(self, step: int) -> None:
         questions, ema = self.prepared.questions, self.state.ema
         results: dict[str, VoteResult] = {}
-        total = len(questions.rows) * (1 if ema is None else 2)
-        with nullcontext() if self.progress is None else self.progress(f"evaluate at {step}", total) as advance:
-            for weights in ("raw",) if ema is None else ("raw", "ema"):
+        kinds = ("raw",) if ema is None else ("raw", "ema")
+        own = len(range(self.ranks.rank, len(questions.rows), self.ranks.size))
+        shown = nullcontext() if self.progress is None else self.progress(f"evaluate at {step}", own * len(kinds))
+        with shown as advance:
+            tell = advance or (lambda n: None)
+            for weights in kinds:
                 with nullcontext() if weights == "raw" or ema is None else ema.applied(self.state.model):
-                    results[weights] = evaluate(
-                        self.model,
-                        questions,
-                        self.config.evaluation.batch_size,
-                        self.device,
-                        advance or (lambda n: None),
-                    )
+                    size = self.config.evaluation.batch_size
+                    result = evaluate(self.model, questions, size, self.device, tell, self.ranks)
+                if result is not None:
+                    results[weights] = result
+        if not results:
+            return  # rank 0 has them
         line = evaluation_metrics(results)
         if ema is not None:
             line["ARC/ema_initial_weight"] = ema.initial_weight(step)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
+        if self.trackers is not None:
+            self.trackers(step, line)
         for weights, result in results.items():
             counts = result.by_k[1].k_of_n
             self.say(f"update {step}: ARC/pass@1 ({weights} weights) {counts[FRACTION_RULE]}, {counts['queries']}")
@@ -228,11 +245,24 @@ class Pretraining:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         known = set(self.bundle.provenance.task_ids)
         asked = self.prepared.questions.task_ids
+        evaluations = [line for line in lines if "ARC/pass@1" in line]
+        verdict: dict[str, Any] | str = JOINED
+        facts: dict[str, Any] = {}
+        if self.state.step <= joins:
+            last = evaluations[-1] if evaluations else None
+            facts = run_facts(self.config, self.bundle, self.prepared, record, last)
+            verdict = run_verdict(self.config.run, log, facts)
+            if record.executed_updates == record.planned_updates:
+                self.say(f"verdict: {verdict['scenario']}: {verdict['reasons'][0]}")
+                for note in verdict["notes"]:
+                    self.say(note)
         return {
             "budget": asdict(record),
             "decoder": {"bundle": self.bundle.name, "sha256": self.bundle.sha256, "fate": fate},
             "decoder_known_evaluation_tasks": sum(task in known for task in asked),
             "evaluation_tasks": len(asked),
             "notes": list(self.prepared.notes),
-            "evaluations": [line for line in lines if "ARC/pass@1" in line],
+            "evaluations": evaluations,
+            "checkpoint_info": facts,
+            "verdict": verdict,
         }

@@ -8,11 +8,12 @@ Legend: S canvas cells.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from etrm.config.schema import Checked, RunConfig
-from etrm.data.arc import Task
+from etrm.data.arc import Task, overlaps
 from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, arc_agi
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import Batch, Source
@@ -26,9 +27,12 @@ from etrm.models.bundle import Bundle
 
 @dataclass(frozen=True)
 class PretrainingConfig(RunConfig, Checked):
-    """A run of pretrain_etrm.py: RunConfig and how many tasks each evaluation asks (0: all that there are)."""
+    """A run of pretrain_etrm.py: RunConfig, and what only that command knows."""
 
-    evaluation_tasks: int
+    evaluation_tasks: int  # how many tasks each evaluation asks; 0: all that there are
+    precision: Literal["auto", "float32", "bfloat16"]  # of the encoder (bf16: autocast); auto: as the decoder computes
+    compile: bool  # torch.compile, where its numbers are those of the plain model
+    trackers: Literal["none", "wandb", "tensorboard", "wandb+tensorboard"]  # beside metrics.jsonl
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,7 @@ class Questions:
 
     rows: tuple[tuple[str, int, Augmentation], ...]
     truths: Mapping[QueryKey, np.ndarray]
-    encode: Callable[[slice], Batch]
+    encode: Callable[[np.ndarray], Batch]  # of row numbers
     side: int
 
     @property
@@ -53,6 +57,10 @@ class Prepared:
     source: Source
     questions: Questions
     notes: tuple[str, ...]
+    disjoint: bool | None  # ARC: no evaluated task repeats a training task, by canonical hash; rules are split by rule
+
+
+UNREAD = ("seen_queries", "unseen_queries", "probe_queries", "constant_updates", "oracle_tasks", "oracle_updates")
 
 
 def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
@@ -83,7 +91,7 @@ def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
     grids = [crop(np.where(labels < 0, PAD, labels), bundle.side) for labels in asked.labels]
     truths = {(task, query): grid for (task, query, _), grid in zip(rows, grids, strict=True)}
     note = "evaluation: the benchmark's validation tasks, unvoted; the locked test stays unread"
-    return Prepared(arm.source, Questions(tuple(rows), truths, asked.take, bundle.side), (note,))
+    return Prepared(arm.source, Questions(tuple(rows), truths, asked.take, bundle.side), (note,), None)
 
 
 def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
@@ -94,6 +102,11 @@ def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
     data, seed = config.data, config.system.seed
     if config.evaluation.augmentations < 1:
         raise ConfigError("evaluation.augmentations is 0, expected at least 1: the votes of each query")
+    if unread := [name for name in UNREAD if getattr(config.evaluation, name)]:
+        raise ConfigError(
+            f"evaluation.{', evaluation.'.join(unread)} would change nothing on {data.benchmark}, whose tasks bring "
+            f"their own queries and no controls here; set {' '.join(f'evaluation.{name}=0' for name in unread)}"
+        )
     split = arc_agi(data.benchmark, bundle.side, data.train_tasks, config.evaluation_tasks, seed)
 
     def source(tasks: Sequence[Task]) -> ArcAgiSource:
@@ -122,5 +135,6 @@ def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
     notes += [f"excluded from the evaluation: {b} repeats the training task {a}" for a, b in split.duplicates]
     if split.too_large:
         notes.append(f"left out: {split.too_large} tasks whose grids do not fit {bundle.side}x{bundle.side}")
-    questions = Questions(rows, truths, lambda part: asked.encode(queries[part]), bundle.side)
-    return Prepared(source(split.train), questions, tuple(notes))
+    questions = Questions(rows, truths, lambda part: asked.encode([queries[i] for i in part]), bundle.side)
+    disjoint = not overlaps(split.train, split.evaluation)
+    return Prepared(source(split.train), questions, tuple(notes), disjoint)

@@ -93,18 +93,20 @@ class ContextModel(Protocol):
 
 
 class ETRM(nn.Module):
-    """Encoder and decoder. The context is computed in the decoder's activation type where the encoder allows it."""
+    """Encoder and decoder. With `autocast` (by default: where the decoder computes in bf16) the encoder runs under bf16
+    autocast; the decoder always computes in its own type.
+    """
 
     def __init__(self, encoder: nn.Module, decoder: TRMDecoder, spec: EncoderSpec) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.spec = spec
+        self.autocast = decoder.dtype is torch.bfloat16
 
     def context(self, episodes: Episodes) -> Encoded:
-        """The encoder's context for each episode, held to the encoder contract; fp32 (B, T, D)."""
-        low = self.decoder.dtype is torch.bfloat16
-        with torch.autocast(episodes.inputs.device.type, dtype=torch.bfloat16, enabled=low):
+        """The encoder's context for each episode, held to the encoder contract; (B, T, D)."""
+        with torch.autocast(episodes.inputs.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return encode(self.encoder, self.spec, episodes.demo_inputs, episodes.demo_labels, episodes.demo_mask)
 
 
@@ -167,12 +169,17 @@ def fresh_carry(decoder: TRMDecoder, episodes: Episodes) -> Carry:
 
 
 def act_step(
-    model: ContextModel, carry: Carry, new: Episodes, exploration: float, generator: torch.Generator | None
+    model: ContextModel,
+    carry: Carry,
+    new: Episodes,
+    exploration: float,
+    generator: torch.Generator | None,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[Carry, StepOutput]:
     """One ACT step in training: refill halted slots, encode, decode, decide who halts.
 
     `exploration` is the chance that a sample must make a random minimum of 2..halt_max_steps steps; drawn from
-    `generator`.
+    `generator`. `share` (rank, ranks): these slots are that part of the global batch, for all of which is drawn.
     """
     most = model.decoder.structure.halt_max_steps
     episodes = carry.episodes.replaced(carry.halted, new)
@@ -184,8 +191,10 @@ def act_step(
         halted = steps >= most
         if most > 1:
             wants = truncate(halt, "halting_decision") > 0
-            explores = torch.rand(halt.shape, generator=generator).to(halt.device) < exploration
-            least = torch.randint(2, most + 1, halt.shape, generator=generator).to(halt.device)
+            own = slice(share[0] * len(halt), (share[0] + 1) * len(halt))
+            everyone = len(halt) * share[1]
+            explores = torch.rand(everyone, generator=generator)[own].to(halt.device) < exploration
+            least = torch.randint(2, most + 1, (everyone,), generator=generator)[own].to(halt.device)
             halted = halted | (wants & (steps >= torch.where(explores, least, 0)))
     return Carry(latents, steps, halted, episodes), StepOutput(logits, halt, encoded, episodes, halted)
 

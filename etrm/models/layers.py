@@ -24,9 +24,14 @@ def trunc_normal_(tensor: Tensor, std: float, generator: torch.Generator | None 
         return tensor.mul_(std / 0.8796256610342398)
 
 
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in where bf16 is too coarse: fp32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis without gain, computed in fp32 and returned in x's dtype; shape kept."""
-    wide = x.float()
+    """RMSNorm over the last axis without gain, computed in fp32 (at least) and returned in x's dtype; shape kept."""
+    wide = x.to(at_least_fp32(x.dtype))
     # Spelled out: torch's own rms_norm rounds otherwise, which the recursion amplifies, and is slower on the CPU.
     return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -76,15 +81,15 @@ class SwiGLU(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosine and sine tables of RoPE for `positions` places. Returns two (L, E) fp32 tensors."""
+    """Cosine and sine tables of RoPE for `positions` places. Returns two (L, E) tensors of `dtype`."""
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_size: int, positions: int, base: float) -> None:
+    def __init__(self, head_size: int, positions: int, base: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        inverse = 1.0 / (base ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size))  # (E/2,)
-        angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse)  # (L, E/2)
+        inverse = 1.0 / (base ** (torch.arange(0, head_size, 2, dtype=dtype) / head_size))  # (E/2,)
+        angles = torch.outer(torch.arange(positions, dtype=dtype), inverse)  # (L, E/2)
         angles = torch.cat((angles, angles), dim=-1)  # (L, E)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -94,7 +99,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE. x (B, L, N, E), cos and sin (L, E); fp32 inside, x's dtype out."""
+    """Apply RoPE. x (B, L, N, E), cos and sin (L, E); their dtype inside, x's dtype out."""
     wide = x.to(cos.dtype)
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)

@@ -96,7 +96,9 @@ def record_sha256(path: Path) -> str:
     note = path.with_name(f"{path.name}.sha256")
     try:
         if not note.is_file():
-            note.write_text(f"{found}  {path.name}\n")
+            partial = note.with_name(f".{note.name}.{os.getpid()}.partial")  # another rank may be reading
+            partial.write_text(f"{found}  {path.name}\n")
+            os.replace(partial, note)
         told = (note.read_text().split() or ["nothing"])[0]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(

@@ -23,6 +23,7 @@ from etrm.models.layers import (
     CastedEmbedding,
     CastedLinear,
     RotaryEmbedding,
+    at_least_fp32,
     embedding_scale,
     trunc_normal_,
 )
@@ -149,7 +150,8 @@ class TRMDecoder(nn.Module):
             self.embed_pos = CastedEmbedding(positions, s.hidden_size, std, self.dtype)
         self.rotary = None
         if s.pos_encodings == "rope":
-            self.rotary = RotaryEmbedding(s.hidden_size // s.num_heads, positions, s.rope_theta)
+            head_size = s.hidden_size // s.num_heads
+            self.rotary = RotaryEmbedding(head_size, positions, s.rope_theta, at_least_fp32(self.dtype))
         self.L_level = BlockStack(s)
         self.lm_head = CastedLinear(s.hidden_size, s.vocab_size)
         self.q_head = CastedLinear(s.hidden_size, 2, bias=True)
@@ -195,7 +197,7 @@ class TRMDecoder(nn.Module):
             latents = Latents(truncate(latents.z_h, "h_cycles"), truncate(latents.z_l, "h_cycles"))
         latents = self.cycle(latents, x, cos_sin)
         logits = self.lm_head(latents.z_h[:, self.structure.context_tokens :])  # (B, S, V)
-        halt = self.q_head(latents.z_h[:, 0])[:, 0].float()  # (B,)
+        halt = self.q_head(latents.z_h[:, 0])[:, 0].to(at_least_fp32(self.dtype))  # (B,)
         return Latents(truncate(latents.z_h, "carry"), truncate(latents.z_l, "carry")), logits, halt
 
 
@@ -266,4 +268,4 @@ def table_context(rows: Tensor, structure: Structure) -> Tensor:
     if rows.shape[-1] > width:
         raise CheckpointError(f"a table row holds {rows.shape[-1]} numbers, more than the context's {width}")
     padded = torch.nn.functional.pad(rows, (0, width - rows.shape[-1]))
-    return padded.view(-1, structure.context_tokens, structure.hidden_size)
+    return padded.reshape(len(rows), structure.context_tokens, structure.hidden_size)

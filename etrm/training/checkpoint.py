@@ -21,6 +21,7 @@ from etrm.config.schema import PretrainConfig, RunConfig
 from etrm.errors import CheckpointError
 from etrm.models.etrm import Carry, Episodes
 from etrm.models.trm import Latents
+from etrm.training.distributed import ALONE, Ranks, carry_part, carry_to, gather_carry
 from etrm.training.update import TrainState
 
 FORMAT = 1
@@ -56,10 +57,24 @@ def write_atomically(path: Path, payload: Any) -> None:
 
 
 def save_checkpoint(
-    folder: Path, config: RunConfig | PretrainConfig, state: TrainState, rng: np.random.Generator, tasks: int
+    folder: Path,
+    config: RunConfig | PretrainConfig,
+    state: TrainState,
+    rng: np.random.Generator,
+    tasks: int,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `folder/step_N` and keep the last KEEP; returns the path."""
-    carry = state.carry
+    """Write `folder/step_N` and keep the last KEEP; returns the path. Every rank must call it, rank 0 writes.
+
+    The file holds the whole batch's carry, so any number of ranks that divides the batch can go on from it.
+    """
+    path = folder / f"step_{state.step}"
+    trained = {n: p for n, p in state.model.named_parameters() if p.requires_grad}
+    ranks.check_equal(trained, f"at update {state.step}")
+    carry = None if state.carry is None else gather_carry(state.carry, ranks)
+    if not ranks.main:
+        ranks.wait()
+        return path
     payload = {
         "format": FORMAT,
         "step": state.step,
@@ -80,10 +95,10 @@ def save_checkpoint(
         "episodes_entered": state.episodes_entered,
         "config": to_dict(config),
     }
-    path = folder / f"step_{state.step}"
     write_atomically(path, payload)
     for old in sorted(steps_in(folder))[:-KEEP]:
         (folder / f"step_{old}").unlink()
+    ranks.wait()
     return path
 
 
@@ -141,9 +156,16 @@ def refuse_other_weights(path: Path, saved: dict[str, torch.Tensor], model: torc
         )
 
 
-def resume(path: Path, config: RunConfig | PretrainConfig, state: TrainState, rng: np.random.Generator) -> None:
-    """Put a checkpoint's whole state into `state` and `rng`. CheckpointError if it is of another config or lacks a
-    part.
+def resume(
+    path: Path,
+    config: RunConfig | PretrainConfig,
+    state: TrainState,
+    rng: np.random.Generator,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Put a checkpoint's whole state (of the carry: this rank's slots) into `state` and `rng`.
+
+    CheckpointError if it is of another config or lacks a part.
     """
     payload = read_checkpoint(path)
     missing = {"model", "ema", "optimizers", "carry", "act_generator", "data_generator", "config"} - set(payload)
@@ -166,10 +188,11 @@ def resume(path: Path, config: RunConfig | PretrainConfig, state: TrainState, rn
         state.optimizers[name][0].load_state_dict(saved)
     carried = payload["carry"]
     if carried is not None:
-        device = state.model.decoder.H_init.device
-        episodes = Episodes(**{n: t.to(device) for n, t in carried["episodes"].items()})
-        latents = Latents(*(t.to(device) for t in carried["latents"]))
-        state.carry = Carry(latents, carried["steps"].to(device), carried["halted"].to(device), episodes)
+        whole = Carry(
+            Latents(*carried["latents"]), carried["steps"], carried["halted"], Episodes(**carried["episodes"])
+        )
+        own = whole if ranks.size == 1 else carry_part(whole, ranks.part(len(whole.steps)))
+        state.carry = carry_to(own, state.model.decoder.H_init.device)
     state.generator.set_state(payload["act_generator"])
     rng.bit_generator.state = payload["data_generator"]
     state.step, state.episodes_entered = payload["step"], payload["episodes_entered"]

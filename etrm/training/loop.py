@@ -21,12 +21,14 @@ from etrm.data.episodes import Source
 from etrm.errors import BudgetError, ConfigError
 from etrm.models.etrm import Episodes
 from etrm.training.checkpoint import resume, save_checkpoint, steps_in
+from etrm.training.distributed import ALONE, Ranks
 from etrm.training.ema import EMA
 from etrm.training.optimizers import make_optimizer
 from etrm.training.schedule import check_schedule
 from etrm.training.update import LossHead, TrainState, train_batch_encoder
 
 Report = Callable[[int, float], None]  # (updates done, loss) -> None, for progress bars
+Mirror = Callable[[int, Mapping[str, float]], None]  # (updates done, metrics) -> None, for trackers
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,15 @@ def fit(
     at: Mapping[int, Callable[[int], None]] | None = None,
     report: Report | None = None,
     stop_after: int | None = None,
+    ranks: Ranks = ALONE,
+    mirror: Mirror | None = None,
 ) -> BudgetRecord:
     """Run the planned updates (or up to `stop_after`), resuming from the newest checkpoint of `checkpoints` if there
     is one.
 
-    `at[N](N)` is called after update N, for evaluations; `report(done, loss)` after each. Raises what the update
-    raises, and BudgetError if fewer updates were executed than planned.
+    `at[N](N)` is called after update N, for evaluations; `report(done, loss)` after each; `mirror(N, metrics)` on
+    rank 0 with each line of the log. Every rank draws the same global batch and trains on its own part of it. Raises
+    what the update raises, and BudgetError if fewer updates were executed than planned.
     """
     every = config.budget.checkpoint_every
     if every % config.budget.log_every:
@@ -164,25 +169,32 @@ def fit(
         newest = max(steps_in(checkpoints))
         if isinstance(config, RunConfig) and 0 <= config.freeze.decoder_updates < newest:
             join_decoder(config, state)
-        resume(checkpoints / f"step_{newest}", config, state, rng)
-    log = MetricsLog(log_path, state.step)
+        resume(checkpoints / f"step_{newest}", config, state, rng, ranks)
+    ranks.check_equal(dict(state.model.named_parameters()), f"before update {state.step + 1}")
+    log = MetricsLog(log_path, state.step) if ranks.main else None
     since: list[dict[str, float]] = []
     last = min(state.total_steps, stop_after or state.total_steps)
     while state.step < last:
         if isinstance(config, RunConfig) and state.step == config.freeze.decoder_updates:
             join_decoder(config, state)
-        batch = Episodes.of(source.sample(config.budget.batch_size, rng), device)
-        metrics = train_batch_encoder(config, state, batch, config.budget.batch_size)
+        drawn = source.sample(config.budget.batch_size, rng)
+        own = drawn if ranks.size == 1 else drawn.take(ranks.part(len(drawn)))
+        batch = Episodes.of(own, device)
+        metrics = train_batch_encoder(config, state, batch, config.budget.batch_size, ranks.rank, ranks.size)
         since.append(metrics)
         if state.step % config.budget.log_every == 0 or state.step == last:
-            log.write(state.step, averaged(since))
+            line = averaged(since)
             since = []
+            if log is not None:
+                log.write(state.step, line)
+                if mirror is not None:
+                    mirror(state.step, line)
         if report is not None:
             report(state.step, metrics["train/lm_loss"])
         if at and state.step in at:
             at[state.step](state.step)
         if checkpoints is not None and every and (state.step % every == 0 or state.step == last):
-            save_checkpoint(checkpoints, config, state, rng, len(source.task_ids))
+            save_checkpoint(checkpoints, config, state, rng, len(source.task_ids), ranks)
     if state.step < last:
         raise BudgetError(f"{state.step} of {last} planned updates were executed")
     return BudgetRecord(

@@ -6,7 +6,6 @@ written under another config is refused, never continued or overwritten.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +25,34 @@ from etrm.training.loop import planned_updates
 from etrm.training.update import LossHead
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of `system.device`; auto takes CUDA, then MPS, then the CPU. ConfigError if it is not there."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of `system.device` for a rank; auto takes CUDA, then MPS, then the CPU.
+
+    The only place that chooses one. With several ranks on CUDA, each has the device of its local number. Raises
+    ConfigError if it is not there.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, found in there.items() if found))
-    if not there[name]:
+    kind = next(kind for kind, found in there.items() if found) if name == "auto" else name
+    if not there[kind]:
         found = ", ".join(kind for kind, ok in there.items() if ok)
         raise ConfigError(f"system.device is {name}, but torch finds {found} here; set system.device=auto")
-    return torch.device(name)
+    if kind == "cuda" and local_rank:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank}, but this machine has {torch.cuda.device_count()} CUDA devices; "
+                f"set --nproc-per-node to at most that"
+            )
+        return torch.device(kind, local_rank)
+    return torch.device(kind)
 
 
-def check_ranks(budget: BudgetConfig, environment: Mapping[str, str]) -> None:
-    """ConfigError unless the launcher's WORLD_SIZE is 1: a batch it does not divide, or ranks we cannot serve."""
-    told = environment.get("WORLD_SIZE", "1")
-    if not told.isdigit() or int(told) < 1:
-        raise ConfigError(f"WORLD_SIZE is {told!r}, expected a count of ranks; start with python or torchrun")
-    ranks = int(told)
+def check_ranks(budget: BudgetConfig, ranks: int) -> None:
+    """ConfigError if the ranks cannot share a batch evenly."""
     if budget.batch_size % ranks:
         raise ConfigError(
             f"budget.batch_size {budget.batch_size} is not divisible by {ranks} ranks; "
             f"set budget.batch_size={max(1, budget.batch_size // ranks) * ranks}"
         )
-    if ranks > 1:
-        raise ConfigError(f"{ranks} ranks were started, but this version trains in one process; use --nproc-per-node 1")
 
 
 def budget_sentence(budget: BudgetConfig, optim: OptimConfig, tasks: int) -> str:

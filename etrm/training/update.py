@@ -17,6 +17,7 @@ from etrm.errors import BudgetError, NonFiniteError
 from etrm.models.encoders import Encoded
 from etrm.models.etrm import Carry, Episodes, StepOutput, act_step, fresh_carry
 from etrm.models.trm import TRMDecoder, table_context
+from etrm.training.distributed import ALONE, Ranks
 from etrm.training.ema import EMA
 from etrm.training.losses import StepLoss, step_loss
 from etrm.training.schedule import learning_rate_factor
@@ -43,10 +44,15 @@ class LossHead(nn.Module):
         return encoded
 
     def forward(
-        self, carry: Carry, new: Episodes, exploration: float, generator: torch.Generator | None
+        self,
+        carry: Carry,
+        new: Episodes,
+        exploration: float,
+        generator: torch.Generator | None,
+        share: tuple[int, int] = (0, 1),
     ) -> tuple[Carry, StepOutput, StepLoss]:
         """One ACT step and its per-sample losses (B,)."""
-        carry, out = act_step(self, carry, new, exploration, generator)
+        carry, out = act_step(self, carry, new, exploration, generator, share)
         return carry, out, step_loss(out.logits, out.halt, out.episodes.labels, self.loss.cross_entropy)
 
 
@@ -73,14 +79,14 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
 
 
-def table_loss(encoded: Encoded, rows: Tensor, table: Tensor, decoder: TRMDecoder) -> Tensor:
+def table_loss(encoded: Encoded, rows: Tensor, table: Tensor, decoder: TRMDecoder, ranks: Ranks = ALONE) -> Tensor:
     """Mean squared distance to the decoder's own rows in units of the table's variance; samples without a row are left
-    out.
+    out. With several ranks this rank's part of the mean over all of them.
     """
     known = rows >= 0
     target = table_context(table[rows.clamp(min=0)], decoder.structure)  # (B, T, D)
     gap = (encoded.context.float() - target).pow(2).mean(dim=(1, 2)) / table.var().clamp(min=1e-8)
-    return torch.where(known, gap, 0.0).sum() / known.sum().clamp(min=1)
+    return torch.where(known, gap, 0.0).sum() / ranks.total(known.sum()).clamp(min=1)
 
 
 def check_finite(values: Mapping[str, Tensor], step: int, seed_hint: str) -> None:
@@ -102,11 +108,12 @@ def train_batch_encoder(
 ) -> dict[str, float]:
     """One update on `batch`; returns the metrics of this update under the seed's names.
 
-    Loss is summed over samples and divided by `global_batch_size`; gradients stay in `.grad` until the next call, so
-    that a pasted loop over `train_state.model.named_parameters()` prints them (after clipping; the logged norms are
-    from before). Raises BudgetError past the planned updates and NonFiniteError before any weight moves.
+    `batch` holds this rank's slots. Loss is summed over samples and divided by `global_batch_size`; gradients stay in
+    `.grad` until the next call, so that a pasted loop over `train_state.model.named_parameters()` prints them (summed
+    over ranks and after clipping; the logged norms are from before clipping). Metrics are those of the global batch.
+    Raises BudgetError past the planned updates and NonFiniteError, on every rank alike, before any weight moves.
     """
-    state, model = train_state, train_state.model
+    state, model, ranks = train_state, train_state.model, Ranks(rank, world_size)
     if state.step >= state.total_steps:
         raise BudgetError(
             f"update {state.step + 1} of {state.total_steps} was asked for; raise budget.updates to train longer"
@@ -118,21 +125,21 @@ def train_batch_encoder(
             group["lr"] = base * factor * group.get("lr_ratio", 1.0)
     if state.carry is None:
         state.carry = fresh_carry(model.decoder, batch)
-    entered = int(state.carry.halted.sum())
-    carry, out, losses = model(state.carry, batch, config.act.exploration, state.generator)
-    lm = losses.lm.sum() / global_batch_size
-    loss = lm + config.loss.halt_weight * losses.halt.sum() / global_batch_size
+    entered = int(ranks.total(state.carry.halted.sum()))
+    carry, out, losses = model(state.carry, batch, config.act.exploration, state.generator, (rank, world_size))
+    loss = losses.lm.sum() / global_batch_size + config.loss.halt_weight * losses.halt.sum() / global_batch_size
     for extra in out.encoded.losses.values():
-        loss = loss + extra
+        loss = loss + extra / world_size  # a mean over this rank's samples, as the encoder contract has it
     teaching = state.teacher is not None and state.step < config.loss.table_share * state.total_steps
     if teaching:
         assert state.teacher is not None
-        distance = table_loss(out.encoded, out.episodes.row, state.teacher, model.decoder)
-        loss = distance
+        loss = table_loss(out.encoded, out.episodes.row, state.teacher, model.decoder, ranks)
     hint = f"the same config with system.seed={config.system.seed} budget.log_every=1"
-    check_finite({"the loss": loss}, state.step, hint)
+    whole = ranks.total(loss)
+    check_finite({"the loss": whole}, state.step, hint)
     loss.backward()
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    ranks.reduce_gradients(named.values())
     parts = {
         part: {n: p for n, p in named.items() if n.startswith(f"model.{part}.")} for part in ("encoder", "decoder")
     }
@@ -153,30 +160,48 @@ def train_batch_encoder(
     state.episodes_entered += entered
     if state.ema is not None:
         state.ema.update(model)
-    context = out.encoded.context.detach().float()  # (B, T, D)
-    metrics = {
-        "train/lm_loss": lm.item(),
-        "train/halt_loss": (losses.halt.sum() / global_batch_size).item(),
-        "train/exact_accuracy": exact_at_halt(losses.exact, out.halted),
-        "train/token_accuracy": losses.token_accuracy.mean().item(),
-        "train/halted": out.halted.float().mean().item(),
-        "train/encoder_token_std": context.std(dim=0, correction=0).mean().item(),
-        "train/encoder_output_mean": context.mean().item(),
-        "train/encoder_output_std": context.std(correction=0).item(),
+    metrics = step_metrics(losses, out, global_batch_size, ranks) | {
         "grad/encoder_norm": norms["encoder"].item(),
         "grad/decoder_norm": norms["decoder"].item(),
         "grad/total_norm": total.item(),
         "train/lr": config.optim.lr * factor,
     }
     if teaching:
-        metrics["train/table_loss"] = distance.item()
+        metrics["train/table_loss"] = whole.item()
     return metrics | layers
 
 
-def exact_at_halt(exact: Tensor, halted: Tensor) -> float:
-    """Exact rate among the samples that halt at this step (as TRM counts); NaN where none halts, never 0."""
-    count = int(halted.sum())
-    return (exact & halted).sum().item() / count if count else float("nan")
+def step_metrics(losses: StepLoss, out: StepOutput, global_batch_size: int, ranks: Ranks) -> dict[str, float]:
+    """What one ACT step of the whole batch, over all ranks, had as losses, accuracies and contexts."""
+    sums = (
+        losses.lm.sum(),
+        losses.halt.sum(),
+        losses.token_accuracy.sum(),
+        (losses.exact & out.halted).sum(),
+        out.halted.sum(),
+        torch.tensor(len(out.halted)),
+    )
+    lm, halt, tokens, exact, halted, slots = ranks.total(torch.stack([s.to(losses.lm) for s in sums])).tolist()
+    context = out.encoded.context.detach().float()  # (B, T, D)
+    mean = ranks.total(context.sum(dim=0)) / slots  # (T, D)
+    center = mean.mean()
+    token_std = (ranks.total((context - mean).square().sum(dim=0)) / slots).sqrt().mean()
+    spread = ranks.total((context - center).square().sum(dim=0)) / slots  # (T, D)
+    return {
+        "train/lm_loss": lm / global_batch_size,
+        "train/halt_loss": halt / global_batch_size,
+        "train/exact_accuracy": exact_at_halt(exact, halted),
+        "train/token_accuracy": tokens / slots,
+        "train/halted": halted / slots,
+        "train/encoder_token_std": token_std.item(),
+        "train/encoder_output_mean": center.item(),
+        "train/encoder_output_std": spread.mean().sqrt().item(),
+    }
+
+
+def exact_at_halt(exact: float, halted: float) -> float:
+    """Exact rate among the samples that halt at this step (as TRM counts), of counts; NaN where none halts, never 0."""
+    return exact / halted if halted else float("nan")
 
 
 def layer_gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:

@@ -3,7 +3,9 @@
 The decoder is the embedded micro bundle or a synthetic official checkpoint on a 9x9 canvas; runs last a few updates.
 """
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ import yaml
 
 from etrm.data.grids import PAD
 from etrm.errors import CheckpointError, ConfigError, DataError, EvaluationError
-from etrm.experiment import pretraining
-from etrm.experiment.pretraining import Pretraining, evaluate, load_run
+from etrm.experiment import asking, pretraining
+from etrm.experiment.asking import evaluate
+from etrm.experiment.pretraining import Pretraining, load_run
 from etrm.experiment.questions import prepare
 from etrm.models.official import resolve_bundle
 from etrm.training.checkpoint import read_checkpoint
 from etrm.training.loop import evaluation_points, planned_updates
 from etrm.training.run import budget_sentence, check_ranks, choose_device
-from tests.official_samples import write_official
+from tests.official_samples import TINY, write_official
 
 pytestmark = pytest.mark.fast
 
@@ -44,6 +47,9 @@ MICRO = {
     "optim.warmup_updates": "1",
     "optim.ema_decay": "0.5",
     "evaluation_tasks": "2",
+    "evaluation.seen_queries": "1",
+    "evaluation.unseen_queries": "1",
+    "evaluation.probe_queries": "2",
     "system.device": "cpu",
 }
 OFFICIAL = {
@@ -62,6 +68,13 @@ OFFICIAL = {
     "evaluation.augmentations": "2",
     "system.device": "cpu",
 }
+
+ARC = [
+    "data.benchmark=arc-agi-1",
+    "evaluation.seen_queries=0",
+    "evaluation.unseen_queries=0",
+    "evaluation.probe_queries=0",
+]
 
 
 def given(overrides: dict[str, str]) -> list[str]:
@@ -164,11 +177,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert lines(third) == lines(second)
 
 
+@pytest.mark.parametrize("killed_at", [3, 5, 7])
+def test_a_run_that_was_killed_at_any_moment_ends_as_if_it_had_not(tmp_path: Path, killed_at: int) -> None:
+    """Evaluations at 2, 4, 6 and 8, checkpoints at 4 and 8: one evaluation stands before any checkpoint."""
+    often = ("budget.evaluations=4", "budget.log_every=1")
+    whole, expected = run(tmp_path / "whole", *often)
+    config, claims = load_run(SEED_CONFIG, [*given(MICRO), *often])
+    cut = Pretraining(config, claims, tmp_path / "cut", said.append)
+    source, drawn = cut.prepared.source, []
+    real = source.sample
+
+    def sample(count, rng):
+        drawn.append(count)
+        if len(drawn) == killed_at:
+            raise KeyboardInterrupt
+        return real(count, rng)
+
+    source.sample = sample  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    assert [line["step"] for line in lines(cut) if "ARC/pass@1" in line] == list(range(2, killed_at, 2))
+    again, summary = run(tmp_path / "cut", *often)
+    assert lines(again) == lines(whole)
+    assert summary == expected
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+    assert again.state.ema is not None
+    assert whole.state.ema is not None
+    assert all(torch.equal(t, again.state.ema.shadow[n]) for n, t in whole.state.ema.shadow.items())
+
+
 def test_staged_training_trains_what_it_says(tmp_path: Path) -> None:
     staged = ("freeze.decoder_updates=4", "freeze.joint_lr=1e-3", "run=staged")
     before = {n: t.clone() for n, t in resolve_bundle("micro").decoder.state_dict().items()}
     made, summary = run(tmp_path, *staged)
     assert summary["decoder"]["fate"].startswith("frozen for 4 updates, then ")
+    assert "no frozen-decoder experiment" in summary["verdict"]
     at4, at8 = (read_checkpoint(made.folder / f"step_{n}")["model"] for n in (4, 8))
     assert all(torch.equal(at4[f"model.decoder.{n}"], t) for n, t in before.items())
     moved = [n for n, t in before.items() if not torch.equal(at8[f"model.decoder.{n}"], t)]
@@ -227,7 +271,7 @@ def test_perfect_answers_score_one_of_what_was_asked(tmp_path: Path, monkeypatch
             return type("Encoded", (), {"context": None})
 
     echo = Echo()
-    monkeypatch.setattr(pretraining, "decode", lambda *_: (echo.labels, torch.zeros(len(echo.labels))))
+    monkeypatch.setattr(asking, "decode", lambda *_: (echo.labels, torch.zeros(len(echo.labels))))
     result = evaluate(echo, questions, 7, torch.device("cpu"), answered.append)  # type: ignore[arg-type]
     assert result.by_k[1].k_of_n["fraction of a task's tests"] == "5 of 5 tasks"
     assert result.votes == (4, 4)
@@ -242,6 +286,26 @@ def test_the_public_decoder_knows_the_evaluation_tasks(tmp_path: Path) -> None:
     assert "decoder_known" in summary["notes"][0]
     assert "public checkpoint" in summary["notes"][0]
     assert not set(made.prepared.source.task_ids) & set(made.prepared.questions.task_ids)
+    verdict, info = summary["verdict"], summary["checkpoint_info"]
+    assert verdict["scenario"] == "UNDECIDED"  # no controls, and the decoder knew the tasks
+    assert any("decoder_known" in note for note in verdict["notes"])
+    assert any(line.startswith("verdict: UNDECIDED") for line in said)
+    assert (info["decoder_known"], info["train_test_disjoint"], info["eval_tasks"]) == (True, True, 2)
+    assert info["structure_run"]["L_cycles"] == 2
+    assert any("constant_context_loss" in missing for missing in verdict["missing"])
+
+
+def test_tasks_that_repeat_training_tasks_are_left_out_by_name(tmp_path: Path) -> None:
+    """Catalogue entry 14: on the full canvas, ARC-AGI-1's two cross-split duplicates."""
+    full = write_official(tmp_path / "arc_v1_public", dataclasses.replace(TINY, seq_len=900), rows=4)
+    config, _ = load_run(SEED_CONFIG, [*given(OFFICIAL), f"bundle={full}", "evaluation_tasks=0"])
+    prepared = prepare(config, resolve_bundle(config.bundle))
+    asked = set(prepared.questions.task_ids)
+    assert len(asked) == 398
+    assert not asked & {"070dd51e", "50a16a69"}
+    assert prepared.disjoint is True
+    assert any("070dd51e repeats the training task 40853293" in note for note in prepared.notes)
+    assert any("50a16a69 repeats the training task caa06a1f" in note for note in prepared.notes)
 
 
 def test_claims_about_the_decoder_are_checked_not_merged(tmp_path: Path) -> None:
@@ -273,6 +337,11 @@ def test_another_config_is_refused_and_nothing_written_over(tmp_path: Path) -> N
         (["data.train_tasks=-1"], ConfigError, "train_tasks is -1"),
         (["evaluation_tasks=-1"], ConfigError, "evaluation_tasks is -1"),
         (["evaluation_tasks=13"], ConfigError, "evaluation_tasks is 13, but there are 12"),
+        (
+            ["data.benchmark=arc-agi-1"],
+            ConfigError,
+            "evaluation.seen_queries, evaluation.unseen_queries, evaluation.pr",
+        ),
         (["data.benchmark=arc-agi-1", "evaluation.augmentations=0"], ConfigError, "evaluation.augmentations is 0"),
         (["data.benchmark=micro-9"], ConfigError, "micro-2"),
         (["data.benchmark=cal-1"], ConfigError, "was trained for benchmark micro-2"),
@@ -280,8 +349,8 @@ def test_another_config_is_refused_and_nothing_written_over(tmp_path: Path) -> N
         (["optim.warmup_updates=4"], ConfigError, "warm"),
         (["optim.lrr=1"], ConfigError, "nearest valid: 'optim.lr'"),
         (["budget.updates=0"], ConfigError, "set one and the other to 0"),
-        (["data.benchmark=arc-agi-1", "data.train_tasks=401"], DataError, "data.train_tasks is 401"),
-        (["data.benchmark=arc-agi-1", "evaluation_tasks=1", "loss.objective=lm+table"], ConfigError, "no table row"),
+        ([*ARC, "data.train_tasks=401"], DataError, "data.train_tasks is 401"),
+        ([*ARC, "evaluation_tasks=1", "loss.objective=lm+table"], ConfigError, "no table row"),
         (["project=../x"], CheckpointError, "is no folder name"),
     ],
 )
@@ -295,16 +364,79 @@ def test_bad_input_is_one_sentence_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("world", "told"),
-    [("3", "not divisible by 3 ranks; set budget.batch_size=255"), ("2", "trains in one process"), ("two", "'two'")],
-)
-def test_ranks_that_cannot_be_served_are_refused(world: str, told: str) -> None:
+def test_ranks_that_cannot_share_the_batch_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = load_run(SEED_CONFIG, [])
-    with pytest.raises(ConfigError, match=told):
-        check_ranks(config.budget, {"WORLD_SIZE": world})
-    check_ranks(config.budget, {"WORLD_SIZE": "1"})
-    check_ranks(config.budget, {})
+    with pytest.raises(ConfigError, match=r"not divisible by 3 ranks; set budget\.batch_size=255"):
+        check_ranks(config.budget, 3)
+    check_ranks(config.budget, 4)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="'two'"):
+        run(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_precision_is_the_encoders_and_changes_what_it_computes(tmp_path: Path) -> None:
+    """The decoder of the micro bundle computes in bf16 or fp32 as it was trained; only the encoder follows the key."""
+    rows = {}
+    for precision in ("float32", "bfloat16", "auto"):
+        made, _ = run(tmp_path, f"precision={precision}", f"run={precision}", "budget.evaluations=1")
+        rows[precision] = lines(made)[0]["train/lm_loss"]
+        trained = [p for p in made.state.model.parameters() if p.requires_grad]
+        assert {p.dtype for p in trained} == {torch.float32}
+    own = "bfloat16" if made.model.decoder.dtype is torch.bfloat16 else "float32"
+    other = "float32" if own == "bfloat16" else "bfloat16"
+    assert rows["auto"] == rows[own]
+    assert rows["auto"] != rows[other]
+    assert rows["auto"] == pytest.approx(rows[other], rel=0.02)
+
+
+def test_compile_is_asked_for_before_training_and_what_it_says_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretended(model, probe, say):
+        say(f"compile: asked with {len(probe.inputs)} episodes")
+        return False
+
+    monkeypatch.setattr(pretraining, "compile_checked", pretended)
+    run(tmp_path, "budget.evaluations=1")
+    assert not any("compile" in line for line in said)
+    run(tmp_path, "budget.evaluations=1", "compile=true", "run=compiled")
+    assert "compile: asked with 2 episodes" in said
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match=r"wandb, which is not installed; run: pip install -e '\.\[wandb\]'"):
+        run(tmp_path / "new", "trackers=wandb")
+    assert not (tmp_path / "new").exists()
+
+
+def test_trackers_get_every_line_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[tuple[int, dict[str, float]]] = []
+    opened: list[tuple[object, ...]] = []
+
+    class Fake:
+        def __init__(self, *options):
+            opened.append(options)
+
+        def __call__(self, step, metrics):
+            got.append((step, dict(metrics)))
+
+        def close(self):
+            opened.append(("closed",))
+
+    monkeypatch.setattr(pretraining, "Trackers", Fake)
+    monkeypatch.setattr(pretraining, "check_installed", lambda name: None)
+    made, _ = run(tmp_path, "trackers=wandb+tensorboard")
+    assert opened[0][:3] == ("wandb+tensorboard", "ETRM-FrozenDecoder-Test", "micro")
+    assert opened[0][5] == 0
+    assert opened[-1] == ("closed",)
+    written = [{k: v for k, v in line.items() if k != "step" and v is not None} for line in lines(made)]
+    assert [{k: v for k, v in values.items() if v == v} for _, values in got] == written
+    assert [step for step, _ in got] == [line["step"] for line in lines(made)]
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from etrm.config.schema import RunConfig
 from etrm.errors import BudgetError, NonFiniteError
 from etrm.models.encoders import Encoded
-from etrm.models.etrm import Episodes
-from etrm.training.update import LossHead, TrainState, check_finite, exact_at_halt, table_loss, train_batch_encoder
+from etrm.models.etrm import Episodes, StepOutput
+from etrm.training.distributed import Ranks
+from etrm.training.losses import StepLoss
+from etrm.training.update import LossHead, TrainState, check_finite, step_metrics, table_loss, train_batch_encoder
 
 pytestmark = pytest.mark.fast
 
@@ -254,9 +256,14 @@ def test_entered_episodes_are_counted_not_batches(toy: Any) -> None:
 
 def test_exact_rate_counts_halting_samples_only_and_is_never_zero_for_want_of_any() -> None:
     """Fault 25: samples in the middle of their ACT steps are not results."""
-    exact = torch.tensor([True, False, True, True])
-    assert exact_at_halt(exact, torch.tensor([True, True, False, False])) == 0.5
-    assert math.isnan(exact_at_halt(exact, torch.zeros(4, dtype=torch.bool)))
+    zeros = torch.zeros(4)
+    losses = StepLoss(zeros, zeros, torch.tensor([True, False, True, True]), zeros)
+    context = Encoded(torch.zeros(4, 2, 3), {})
+    for halted, expected in (([True, True, False, False], 0.5), ([False] * 4, math.nan)):
+        out = StepOutput(zeros, zeros, context, None, torch.tensor(halted))  # type: ignore[arg-type]
+        found = step_metrics(losses, out, 4, Ranks())
+        assert found["train/exact_accuracy"] == pytest.approx(expected, nan_ok=True)
+        assert found["train/halted"] == sum(halted) / 4
 
 
 def test_context_metrics_describe_the_context_across_samples(toy: Any) -> None:
