@@ -137,3 +137,4 @@ class Log:
     backwards: list[BackwardCall] = field(default_factory=list)
     first_use: dict[int, Place] = field(default_factory=dict)
     spilled: set[int] = field(default_factory=set)
+    untracked: bool = False  # values went through a function transform, where they cannot be followed

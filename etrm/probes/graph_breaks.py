@@ -18,14 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from etrm.errors import ProbeError
+from etrm.probes.altered_gradients import accumulation_findings, hook_findings, hooked
 from etrm.probes.autograd_walk import GradStash, leaf_ids, nodes_of, upstream, watch_backward
 from etrm.probes.break_report import BreakReport, Finding, Severity
 from etrm.probes.calls import BackwardCall, Break
+from etrm.probes.custom_functions import ApplyRecorder, custom_nodes, function_findings
 from etrm.probes.dead_gradients import dead_findings
 from etrm.probes.exceptions import Tape
 from etrm.probes.interventions import Interventions
-from etrm.probes.places import function_place, user_frame
-from etrm.probes.registration import Misplaced, frozen_parameters, in_optimisers, owner_place, unregistered
+from etrm.probes.places import files_near, function_place, user_frame
+from etrm.probes.registration import (
+    Misplaced,
+    Stale,
+    frozen_parameters,
+    in_optimisers,
+    owner_place,
+    stale_findings,
+    stale_tensors,
+    unregistered,
+)
 from etrm.probes.subject import Rerun, Subject, scalar_loss, trainable_parameters, unwrap, watchable
 from etrm.probes.taint import Observer
 
@@ -81,17 +92,21 @@ class _Observation:
         """Observe, judge, restore."""
         observer = Observer({id(v): v for v in self.trainable.values()}, self.paths, self.declared, self.stash)
         with watchable(self.subject), Rerun(self.subject) as rerun:
+            stale = stale_tensors(self.module, self.trainable.values())
             try:
                 with self.declared.recording(), observer:
                     loss = scalar_loss(self.loss_fn())
                 self.rerun = rerun
                 report = self._judge(observer, loss)
+                self._altered(report, observer, loss, stale)
                 if self.module is not None:
                     misplaced = unregistered(self.module)
                     misplaced = [m for m in misplaced if m.ids & leaf_ids([loss])]
                     misplaced += frozen_parameters(self.module, frozen)
                     sources = [function_place(self.loss_fn), function_place(type(self.module).forward)]
                     files = [*files, *(place.file for place in sources)]
+                    if optimisers:
+                        files += files_near(sources[1].file)
                     misplaced += in_optimisers(self.module, self.trainable, optimisers, files)
                     report.findings.extend(_misplaced_finding(item) for item in misplaced)
             finally:
@@ -100,6 +115,24 @@ class _Observation:
         order = {"cut": 0, "weakened": 1}
         report.findings.sort(key=lambda item: (order.get(item.severity, 2), -len(item.parameters)))
         return report
+
+    def _altered(self, report: BreakReport, observer: Observer, loss: Tensor, stale: list[Stale]) -> None:
+        """What does arrive and is not the loss's gradient: hooks, custom functions, values of an earlier pass."""
+        if not loss.requires_grad:
+            return
+        hooks, nodes = observer.log.hooks, upstream([loss.grad_fn])
+        if hooked(self.module, self.trainable.values(), hooks):
+            lost = {id(self.trainable[name]) for name in report.lost}
+            report.findings.extend(hook_findings(loss, self.trainable, lost, self.module, hooks))
+        if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in self.trainable.values()):
+            report.findings.extend(accumulation_findings(self.trainable, self._gradients(loss)))
+        report.findings.extend(_misplaced_finding(item, "weakened") for item in stale_findings(stale, nodes))
+        if custom_nodes(nodes):
+            self.rerun.restore()
+            with ApplyRecorder() as recorder:
+                self.loss_fn()
+            for finding in function_findings(recorder, {item.place for item in report.findings}):
+                report.add(finding)
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
         if not loss.requires_grad:
@@ -127,7 +160,7 @@ class _Observation:
                 groups.setdefault((item.kind, item.place, item.declared, module), []).append(item)
         live: list[list[Break]] = []
         for group in groups.values():
-            if any(b.ident in in_loss or (b.ident in log.spilled and not b.inner) for b in group):
+            if log.untracked or any(b.ident in in_loss or (b.ident in log.spilled and not b.inner) for b in group):
                 live.append(group)
             else:
                 report.add(self._finding(group, "harmless" if group[0].declared is None else "expected"))
@@ -149,7 +182,7 @@ class _Observation:
             for found in dead_findings(trace, lost & reached, self.names, self.module, log.hooks, trained):
                 report.add(found)
             unexplained -= reached
-        for group in undecided:
+        for group in self._guards_last(undecided, unexplained):
             behind = self._behind(group, unexplained)[0]
             if behind and self._depends(group):
                 report.add(self._undeclared(group, unexplained, loss)[0])
@@ -211,6 +244,19 @@ class _Observation:
         if not self.interventions.repeatable:
             return [group for group in groups if any(item.ident in in_loss for item in group)]
         return [g for g in groups if self.interventions.smooth({item.ordinal for item in g}, g[0].alias)]
+
+    def _guards_last(self, groups: list[list[Break]], unexplained: set[int]) -> list[list[Break]]:
+        """The groups in order, but checks that only make a changed pass fail behind those that change the loss."""
+        probe = self.interventions
+        if not unexplained or not probe.repeatable:
+            return groups
+
+        def guards(group: list[Break]) -> bool:
+            behind = self._behind(group, unexplained)[0]
+            everything = group[0].alias
+            return bool(behind) and probe.effect({i.ordinal for i in group}, everything=everything) == "fails"
+
+        return sorted(groups, key=guards)
 
     def _depends(self, group: list[Break]) -> bool:
         """Whether the loss changes with these values in any way; taken for granted when it does not repeat."""
@@ -290,5 +336,8 @@ class _Observation:
             report.add(Finding(kind, "cut", place, ordered[0].rpartition(".")[0], shape, parameters=ordered))
 
 
-def _misplaced_finding(item: Misplaced) -> Finding:
-    return Finding(item.kind, "cut", item.place, item.module, item.shape, parameters=item.names, note=item.note)
+def _misplaced_finding(item: Misplaced, severity: Severity = "cut") -> Finding:
+    if severity == "cut":
+        return Finding(item.kind, severity, item.place, item.module, item.shape, parameters=item.names, note=item.note)
+    note = f"{', '.join(item.names)}: {item.note}"
+    return Finding(item.kind, severity, item.place, item.module, item.shape, note=note)

@@ -109,7 +109,11 @@ class Observer(TorchFunctionMode):
         if key in self._writes:
             note.place, note.kind = self._writes[key], "in-place write without history"
         else:
-            note.place = places.earlier_call(makers) or note.place
+            made = getattr(self._holders[key].grad_fn, "metadata", {}).get("etrm")
+            later = places.later_call(makers, made) if made is not None else None
+            if later is None and made is not None and makers == ("Parameter",):
+                later = places.call_in_pass("Parameter", places.files_near(made.file))
+            note.place = places.earlier_call(makers) or later or note.place
         self._values[id(tensor)] = value = Value(False, alias.breaks | {ident}, tensor.grad_fn is not None)
         self._alive[id(tensor)] = tensor
         return value
@@ -203,6 +207,7 @@ class Observer(TorchFunctionMode):
         if name == "backward":
             return self._backward(func, args, kwargs)
         self._ordinal += 1
+        self.log.untracked = self.log.untracked or torch._C._are_functorch_transforms_active()
         inputs = [t for item in (args, kwargs) if item for t in tensors_in(item)]
         known = [(tensor, value) for tensor in inputs if (value := self.value_of(tensor)) is not None]
         if not known:

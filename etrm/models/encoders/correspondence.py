@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from etrm.config.schema import EncoderConfig
+from etrm.declared import no_gradient, truncate
 from etrm.models.encoders import EncoderSpec, MatchStatistics, masked_mean, register, start_small
 from etrm.models.layers import CastedLinear, SwiGLU, rms_norm
 
@@ -42,13 +43,14 @@ class RunningStandardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            with torch.no_grad():
+            with no_gradient("running_statistics"):
                 self.seen += 1
                 # Early updates average over all batches so far; later ones forget.
                 rate = max(self.momentum, 1.0 / int(self.seen))
                 self.mean.lerp_(x.mean(dim=0), rate)
                 self.square.lerp_((x - self.mean).square().mean(dim=0), rate)
-        return (x - self.mean) * torch.rsqrt(self.square + 1e-6)
+        mean, square = truncate(self.mean, "running_statistics"), truncate(self.square, "running_statistics")
+        return (x - mean) * torch.rsqrt(square + 1e-6)
 
 
 class Correspondence(nn.Module):
