@@ -140,6 +140,12 @@ def diagnose(
         passes.clear()
     opening = {n.removeprefix("model.encoder.") for item in breaks.transient for n in item.parameters}
     gradients = {n: g for n, g in zip(own, found, strict=True) if n not in opening} or dict.fromkeys(own)
+    rough = sorted(n for n, g in gradients.items() if g is not None and not bool(torch.isfinite(g).all()))
+    if rough:
+        place = next((f.place.short for f in breaks.findings if f.place is not None), "")
+        lost = GradientState("blocked", float("nan"), tuple(rough), notes=("the gradient is not finite",))
+        detail = f"the gradient of '{rough[0]}' is not finite ({len(rough)} parameters in all)"
+        return Diagnosis("blocked", "unmeasured", place, detail, lost, breaks, None, coverages)
     truth = None
     if audit:
         small = min(AUDITED, episodes.inputs.shape[0])

@@ -271,10 +271,10 @@ def call_in_pass(name: str, files: Iterable[str]) -> Place | None:
 def files_near(file: str) -> list[str]:
     """Source files of loaded modules that are nobody's installed package, those nearest to `file` first."""
     home = Path(file).parent.parts
-    found = set()
+    found: set[str] = set()
     for module in list(sys.modules.values()):
-        source = getattr(module, "__file__", None)
-        users = source and source.endswith(".py") and "site-packages" not in source
+        source: str = getattr(module, "__file__", None) or ""
+        users = source.endswith(".py") and "site-packages" not in source
         if users and not source.startswith((_TORCH_ROOT, _PROBES_ROOT, _STDLIB_ROOT)):
             found.add(source)
 

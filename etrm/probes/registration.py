@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from etrm.probes.autograd_walk import leaf_ids
+from etrm.probes.autograd_walk import leaf_ids, upstream
 from etrm.probes.places import Place, attribute_place, call_place, freezing_place
 
 _DEPTH = 4
@@ -181,9 +181,9 @@ def stale_tensors(module: nn.Module | None, parameters: Iterable[Tensor]) -> lis
     return found
 
 
-def stale_findings(stale: list[Stale], nodes: Iterable[Any]) -> list[Misplaced]:
+def stale_findings(stale: list[Stale], loss: Tensor) -> list[Misplaced]:
     """Those of the `stale` tensors that this pass's loss was computed with."""
-    used = set(nodes)
+    used = set(upstream([loss.grad_fn])) if stale else set()
     note = "its value does not follow the weights any more, though autograd says so; compute it in every pass"
     return [
         Misplaced("computed before this pass", (s.name,), s.place, s.module, tuple(s.tensor.shape), note)

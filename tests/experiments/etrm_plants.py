@@ -5,6 +5,7 @@ found at first sight.
 """
 
 from etrm_break_bank import EtrmPlant
+from etrm_plants_fresh import FRESH
 from graph_break_bank import PLANTS
 
 
@@ -287,4 +288,4 @@ class Cut(nn.Module):
     ),
 }  # fmt: skip
 
-ETRM_PLANTS: dict[str, EtrmPlant] = {**_values(), **OWN, **HELD_OUT}
+ETRM_PLANTS: dict[str, EtrmPlant] = {**_values(), **OWN, **HELD_OUT, **FRESH}
