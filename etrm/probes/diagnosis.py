@@ -146,11 +146,16 @@ def diagnose(
         lost = GradientState("blocked", float("nan"), tuple(rough), notes=("the gradient is not finite",))
         detail = f"the gradient of '{rough[0]}' is not finite ({len(rough)} parameters in all)"
         return Diagnosis("blocked", "unmeasured", place, detail, lost, breaks, None, coverages)
-    truth = None
+    truth, unmeasured = None, ""
     if audit:
         small = min(AUDITED, episodes.inputs.shape[0])
         part = _Steps(head, _sliced(episodes, small), None if carry is None else _sliced(carry, small), steps, seed)
-        truth = gradient_audit(part.loss, encoder, model=head, context_module=encoder, directions=directions, seed=seed)
+        try:
+            truth = gradient_audit(
+                part.loss, encoder, model=head, context_module=encoder, directions=directions, seed=seed
+            )
+        except ProbeError as error:  # a loss that does not repeat, code that takes no float64: told in the detail
+            unmeasured = f"finite differences could not be taken: {error}"
     state = classify(gradients, {n: own[n] for n in gradients}, float(total.detach()), coverages, truth)
     findings = [f for f in breaks.findings if not _of_decoder(f, head, decoder)]
     state = _settled(state, findings, truth, tuple(cut), len(own))
@@ -160,9 +165,8 @@ def diagnose(
         findings = _closer(head, walk, coverages, cut, allowed)
     place = next((f.place.short for f in findings if f.place is not None), "")
     relation = _relation(truth)
-    return Diagnosis(
-        state.state, relation, place, _detail(state, relation, truth, findings), state, breaks, truth, coverages
-    )
+    detail = _detail(state, relation, truth, findings, unmeasured)
+    return Diagnosis(state.state, relation, place, detail, state, breaks, truth, coverages)
 
 
 def _of_decoder(finding: Finding, head: LossHead, decoder: set[int]) -> bool:
@@ -215,12 +219,15 @@ def _relation(truth: AuditReport | None) -> Relation:
     return "true"
 
 
-def _detail(state: GradientState, relation: Relation, truth: AuditReport | None, findings: list[Finding]) -> str:
+def _detail(
+    state: GradientState, relation: Relation, truth: AuditReport | None, findings: list[Finding], unmeasured: str
+) -> str:
     """What is wrong in one line."""
     parts = [findings[0].kind] if findings else []
     if relation in ("scaled", "invented", "cut") and truth is not None:
         parts.append(f"against finite differences: {truth.failures[0]} ({len(truth.failures)} tensors in all)")
     parts.append(str(state).replace("\n", ";"))
+    parts += [unmeasured] if unmeasured else []
     return "; ".join(parts)
 
 
