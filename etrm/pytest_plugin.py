@@ -11,6 +11,7 @@ messages print each break as a traceback would.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ from etrm.errors import ProbeError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from etrm.experiment.encoder_verdict import EncoderVerdict
     from etrm.probes.break_report import BreakReport
     from etrm.probes.frozen import FrozenSnapshot
     from etrm.probes.gradient_audit import AuditReport
@@ -228,6 +230,23 @@ def etrm_keep_frozen() -> "Iterator[Callable[..., FrozenGuard]]":
     yield keep
     for guard in guards:
         guard.check()
+
+
+@pytest.fixture
+def frozen_decoder_verdict(request: pytest.FixtureRequest, tmp_path: Path) -> "Callable[..., EncoderVerdict]":
+    """Can this encoder drive a frozen decoder? `frozen_decoder_verdict("my_encoder.py:make", bundle="micro")`.
+
+    The file is looked for beside the test first. `length="short"` asks for gradient, frozen decoder and loss only;
+    `overrides=["budget.updates=200"]` changes the bundle's config. `.scenario` is A, B, C, UNDECIDED or INVALID.
+    """
+
+    def run(encoder: str, bundle: str = "micro", **kwargs: Any) -> "EncoderVerdict":
+        from etrm.experiment.encoder_verdict import encoder_verdict, located
+
+        name = located(encoder, request.path.parent)
+        return encoder_verdict(name, bundle, tmp_path / f"{bundle}_verdict", **kwargs)
+
+    return run
 
 
 __all__ = [

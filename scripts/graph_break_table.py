@@ -1,5 +1,6 @@
-"""Print the table kind x model x located of the gradient-break bank: `python scripts/graph_break_table.py [--why]`.
+"""Print the tables kind x model x located of the gradient-break bank: `python scripts/graph_break_table.py [--why]`.
 
+The first table is of toy models, the second of the ETRM with each registered encoder.
 `ok` the first finding is the planted file and line, `seen` found but at another line, `MISSED` not found. Ends with
 the totals, the healthy models' false reports over 50 seeds, and the exit status 1 when the bank's gates do not hold.
 """
@@ -8,19 +9,38 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def _bank():
-    path = ROOT / "tests" / "experiments" / "graph_break_bank.py"
-    spec = importlib.util.spec_from_file_location("graph_break_bank", path)
+def _load(name: str) -> Any:
+    path = ROOT / "tests" / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} cannot be imported; run this from a checkout of the repository")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["graph_break_bank"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def print_table(cells: dict[tuple[str, str], Any], why: bool) -> None:
+    """Kind by model; `ok`, `seen` or `MISSED`."""
+    kinds, models = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
+    width, column = max(map(len, kinds)), max(map(len, models))
+    print(f"{'kind':<{width}}  " + "  ".join(f"{model:>{column}}" for model in models))
+    for kind in kinds:
+        row = [cells[kind, model] for model in models]
+        words = ["ok" if cell.located else "seen" if cell.detected else "MISSED" for cell in row]
+        print(f"{kind:<{width}}  " + "  ".join(f"{word:>{column}}" for word in words))
+        for cell in row if why else ():
+            if not cell.located:
+                print(f"  -- {cell.model}:\n{cell.first}")
+    print(f"{len(kinds)} kinds x {len(models)} models = {len(cells)} cells\n")
 
 
 def main() -> int:
@@ -29,27 +49,30 @@ def main() -> int:
     parser.add_argument("--why", action="store_true", help="print the first finding of every cell that is not ok")
     parser.add_argument("--seeds", type=int, default=50, help="seeds of the healthy models (default 50)")
     options = parser.parse_args()
-    bank = _bank()
-    with tempfile.TemporaryDirectory() as folder:
-        cells = {(cell.kind, cell.model): cell for cell in bank.run_bank(Path(folder))}
-        false = {model: bank.healthy_reports(model, Path(folder), options.seeds) for model in bank.MODELS}
-    width = max(map(len, bank.PLANTS))
-    print(f"{'kind':<{width}}  " + "  ".join(f"{model:>11}" for model in bank.MODELS))
-    for kind in bank.PLANTS:
-        row = [cells[kind, model] for model in bank.MODELS]
-        words = ["ok" if cell.located else "seen" if cell.detected else "MISSED" for cell in row]
-        print(f"{kind:<{width}}  " + "  ".join(f"{word:>11}" for word in words))
-        for cell in row if options.why else ():
-            if not cell.located:
-                print(f"  -- {cell.model}:\n{cell.first}")
-    detected = sum(cell.detected for cell in cells.values())
-    located = sum(cell.located for cell in cells.values())
-    reported = {model: sum(not report.ok for report in reports) for model, reports in false.items()}
-    print(f"\n{len(bank.PLANTS)} kinds x {len(bank.MODELS)} models = {len(cells)} cells")
+    warnings.simplefilter("ignore")  # a plant may be one that torch itself warns about
+    toys, etrm = _load("graph_break_bank"), _load("etrm_break_bank")
+    _load("etrm_plants_fresh")
+    plants = _load("etrm_plants").ETRM_PLANTS
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = {(cell.kind, cell.model): cell for cell in toys.run_bank(folder)}
+        second = {}
+        for kind, plant in plants.items():
+            for encoder in etrm.encoders():
+                cell = etrm.run_etrm_cell(kind, plant, encoder, folder)
+                second[kind, cell.model] = cell
+        false = {m: sum(not r.ok for r in toys.healthy_reports(m, folder, options.seeds)) for m in toys.MODELS}
+        for encoder in etrm.encoders():
+            found = etrm.healthy_diagnoses(encoder, folder, options.seeds)
+            false[f"etrm {encoder}"] = sum(map(etrm.false_report, found))
+    print_table(first, options.why)
+    print_table(second, options.why)
+    cells = [*first.values(), *second.values()]
+    detected, located = sum(cell.detected for cell in cells), sum(cell.located for cell in cells)
     for word, count in (("detected", detected), ("located to file and line", located)):
         print(f"{word} {count}/{len(cells)} = {count / len(cells):.1%}")
-    print(f"false reports on healthy models over {options.seeds} seeds: {reported}")
-    return 0 if detected == len(cells) and located >= 0.95 * len(cells) and not any(reported.values()) else 1
+    print(f"false reports on healthy models over {options.seeds} seeds: {false}")
+    return 0 if detected == len(cells) and located >= 0.95 * len(cells) and not any(false.values()) else 1
 
 
 if __name__ == "__main__":

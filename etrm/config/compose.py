@@ -53,20 +53,35 @@ def load(cls: type[Config], name: str, overrides: Sequence[str] = (), root: Path
     return build(cls, compose(name, overrides, root))
 
 
-def default_root() -> Path:
-    """`config/` in the working directory, else beside the package; ConfigError if there is neither."""
-    places = (Path.cwd() / "config", Path(__file__).resolve().parents[2] / "config")
+def shipped_root() -> Path:
+    """The configs that came with this package: `config/` of a checkout, else the copy inside an installed wheel."""
+    package = Path(__file__).resolve().parent
+    places = (package.parents[1] / "config", package / "files")
     for place in places:
-        if place.is_dir():
+        if (place / "run_base.yaml").is_file():
             return place
     raise ConfigError(f"no config folder at {places[0]} or {places[1]}; run in the repository root or pass root=")
+
+
+def default_root() -> Path:
+    """`config/` in the working directory, else the shipped one; ConfigError if there is neither."""
+    own = Path.cwd() / "config"
+    return own if own.is_dir() else shipped_root()
+
+
+def _root_of(name: str) -> Path:
+    """The default root; the shipped one where another project's config/ would hide the file asked for."""
+    own = default_root()
+    if not (own / f"{name}.yaml").is_file() and (shipped_root() / f"{name}.yaml").is_file():
+        return shipped_root()
+    return own
 
 
 def compose(name: str, overrides: Sequence[str] = (), root: Path | None = None) -> Composed:
     """Merge `root/name.yaml`, its defaults and the overrides, without a schema. ConfigError for cycles and unknown
     keys.
     """
-    root = default_root() if root is None else Path(root)
+    root = _root_of(name) if root is None else Path(root)
     values: dict[str, Value] = {}
     origins: dict[str, str] = {}
     file = str(_path_of(name, root, "the command line"))

@@ -2,8 +2,9 @@
 alone?
 
 `gradient_watch` runs real updates, with the carry kept, and looks at coverage (each sample's own loss) and at every
-parameter's gradient over the first updates; then it puts the encoder and the random state back, so the run itself is
-not touched.
+parameter's gradient over the first updates. Once, at the first update that shows something missing, else after FIRST of
+them, `etrm.probes.diagnose` compares the gradient with finite differences and names the line. Then the encoder and the
+random state are put back, so the run itself is not touched.
 
 Legend: B batch, T context tokens.
 """
@@ -16,8 +17,10 @@ import torch
 
 from etrm.config.schema import RunConfig
 from etrm.data.episodes import Source
-from etrm.models.etrm import Episodes, act_step, fresh_carry
-from etrm.probes.gradients import Coverage, GradientState, classify, coverage, gradients_of
+from etrm.errors import EncoderContractError
+from etrm.models.etrm import Carry, Episodes, act_step, fresh_carry
+from etrm.probes.diagnosis import Diagnosis, Relation, diagnose
+from etrm.probes.gradients import Coverage, GradientState, classify, coverage, gradients_of, tokens_without_path
 from etrm.training.losses import step_loss
 from etrm.training.optimizers import make_optimizer
 from etrm.training.update import LossHead
@@ -40,6 +43,17 @@ class GradientWatch:
     updates: int
     finite: bool
     by_layer: dict[str, float] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
+
+    @property
+    def place(self) -> str:
+        """`path/file.py:LINE  code` of the break, '' where nothing is wrong or no line is known."""
+        return self.diagnosis.place if self.diagnosis is not None else ""
+
+    @property
+    def relation(self) -> Relation:
+        """How autograd's gradient stands to finite differences: true, cut, scaled or invented."""
+        return self.diagnosis.relation if self.diagnosis is not None else "unmeasured"
 
     def late(self) -> list[str]:
         """Parameters without a non-zero gradient within the first FIRST updates."""
@@ -48,23 +62,6 @@ class GradientWatch:
     def missing(self) -> list[tuple[int, str]]:
         """(update, parameter) of every missing or zero gradient in the THEN updates after the first FIRST."""
         return [(FIRST + i, n) for i, update in enumerate(self.norms[FIRST:]) for n, v in update.items() if not v]
-
-
-def tokens_without_path(context: torch.Tensor, trainable: list[torch.nn.Parameter]) -> set[tuple[int, int]]:
-    """(sample, token) of a context (B, T, D) from which no gradient reaches the encoder, whatever the loss gives it.
-
-    The decoder sends a gradient to every token it reads; whether that token hangs on the encoder is another question.
-    """
-    if not context.requires_grad or not trainable:
-        return {(i, t) for i in range(context.shape[0]) for t in range(context.shape[1])}
-    lost = set()
-    generator = torch.Generator().manual_seed(0)
-    for i, t in np.ndindex(context.shape[0], context.shape[1]):
-        direction = torch.randn(context.shape[-1], generator=generator)
-        found = torch.autograd.grad(context[i, t].float() @ direction, trainable, allow_unused=True, retain_graph=True)
-        if not any(g is not None and bool(g.any()) for g in found):
-            lost.add((i, t))
-    return lost
 
 
 def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: torch.device) -> GradientWatch:
@@ -77,6 +74,8 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
     watched = head
     encoder = watched.model.encoder
     assert isinstance(encoder, torch.nn.Module)
+    if next(encoder.parameters(), None) is None:
+        raise EncoderContractError(f"{config.encoder.name} has no parameters, so there is nothing to train")
     before = copy.deepcopy(encoder.state_dict())
     random_state = torch.get_rng_state()
     watched.train()
@@ -84,32 +83,47 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
     calls = [0]
     hook = encoder.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     trainable = [p for p in encoder.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config.optim, trainable, config.optim.lr * 0.1) if trainable else None
     rng = np.random.default_rng([77, config.system.seed])
+    if not trainable:
+        hook.remove()
+        found = diagnose(watched, Episodes.of(source.sample(SAMPLES, rng), device))
+        none = dict.fromkeys(n for n, _ in encoder.named_parameters())
+        return GradientWatch(found.gradient, (none,), (), 0, 0, True, {}, found)
+    optimizer = make_optimizer(config.optim, trainable, config.optim.lr * 0.1)
     generator = torch.Generator().manual_seed(config.system.seed)
     steps = watched.decoder.structure.halt_max_steps + 2
     norms: list[dict[str, float | None]] = []
     coverages: list[Coverage] = []
     finite = True
     cut: set[tuple[int, int]] = set()
-    carry = None
+    carry: Carry | None = None
+    diagnosis: Diagnosis | None = None
     for update in range(FIRST + THEN):
         new = Episodes.of(source.sample(SAMPLES, rng), device)
-        carry = fresh_carry(watched.decoder, new) if carry is None else carry
-        carry, out = act_step(watched, carry, new, 0.0, generator)
+        before_step = fresh_carry(watched.decoder, new) if carry is None else carry
+        carry, out = act_step(watched, before_step, new, 0.0, generator)
         losses = step_loss(out.logits, out.halt, out.episodes.labels, config.loss.cross_entropy)
         lm = losses.lm
         if update < steps and lm.requires_grad:
             coverages.append(coverage(lm, encoder, out.encoded.context))
-            cut |= tokens_without_path(out.encoded.context, trainable)
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
+            cut |= set(tokens_without_path(out.encoded.context, encoder))
+        optimizer.zero_grad(set_to_none=True)
         if lm.requires_grad:
             lm.sum().backward()
         gradients = gradients_of(encoder)
         norms.append({n: None if g is None else float(g.double().norm()) for n, g in gradients.items()})
         finite = finite and all(v is None or np.isfinite(v) for v in norms[-1].values())
-        if optimizer is not None and finite:
+        missing = update >= FIRST and not all(norms[-1].values())
+        starved = not lm.requires_grad or cut or not all(c.complete for c in coverages[-1:])
+        if diagnosis is None and (starved or missing or not finite or update == FIRST):
+            calls_before = calls[0]
+            kept = {n: p.grad for n, p in encoder.named_parameters()}
+            encoder.zero_grad(set_to_none=True)
+            diagnosis = diagnose(watched, new, carry=before_step, optimisers=[optimizer])
+            for name, parameter in encoder.named_parameters():
+                parameter.grad = kept[name]
+            calls[0] = calls_before
+        if finite:
             optimizer.step()
     hook.remove()
     weights = {n: p.detach().clone() for n, p in encoder.named_parameters() if n in gradients}
@@ -123,5 +137,7 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
         state = classify(gradients, weights, float(lm.detach().sum()), coverages)
     if cut and state.state == "intact":
         state = replace(state, state="partial", tokens=tuple(sorted(cut)))
+    if diagnosis is not None and not diagnosis.ok and state.state == "intact":
+        state = replace(diagnosis.gradient, state=diagnosis.state, notes=(*diagnosis.gradient.notes, diagnosis.detail))
     late = {n: v or 0.0 for n, v in norms[-1].items()}
-    return GradientWatch(state, tuple(norms), tuple(coverages), calls[0], FIRST + THEN, finite, late)
+    return GradientWatch(state, tuple(norms), tuple(coverages), calls[0], FIRST + THEN, finite, late, diagnosis)

@@ -2,7 +2,9 @@
 
 `observe` (graph_breaks) names the line that cuts it, `gradient_audit` compares autograd with finite differences,
 `coverage` and `classify` (gradients) say which samples, tokens and parameters train, `snapshot` (frozen) that a
-module did not move. Names are loaded on first use, so importing this package does not import torch.
+module did not move; `diagnose` (diagnosis) puts them together for an encoder in front of a decoder, and
+`context_report` (context) compares a context with the decoder's own. Names are loaded on
+first use, so importing this package does not import torch.
 """
 
 from importlib import import_module
@@ -13,6 +15,10 @@ _HOMES = {
     "BreakReport": "break_report",
     "Finding": "break_report",
     "AuditReport": "gradient_audit",
+    "ContextReport": "context",
+    "context_report": "context",
+    "Diagnosis": "diagnosis",
+    "diagnose": "diagnosis",
     "gradients_of": "gradients",
     "gradient_norms": "gradients",
     "weights_of": "gradients",

@@ -103,6 +103,14 @@ def tensors_in(item: Any, depth: int = 3) -> Iterator[Tensor]:
         yield from tensors_in((item.start, item.stop, item.step), 1)
 
 
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor behind `vmap`'s wrappers, where its history is; any other tensor itself."""
+    functorch = torch._C._functorch
+    while functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def node_memo(node: Any) -> dict[str, Any]:
     """The dictionary that lives and dies with a graph node; the observer keeps the node's place in it."""
     memo: dict[str, Any] = node.metadata
@@ -129,6 +137,16 @@ def storage_key(tensor: Tensor) -> int:
 
 
 @dataclass
+class Export:
+    """A tensor whose memory was handed to numpy: the value then, and torch's count of writes."""
+
+    tensor: Tensor
+    before: Tensor
+    version: int
+    place: Place
+
+
+@dataclass
 class Log:
     """What one observed pass left behind."""
 
@@ -137,3 +155,5 @@ class Log:
     backwards: list[BackwardCall] = field(default_factory=list)
     first_use: dict[int, Place] = field(default_factory=dict)
     spilled: set[int] = field(default_factory=set)
+    exports: list[Export] = field(default_factory=list)
+    untracked: bool = False  # values went through a function transform, where they cannot be followed

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from etrm.probes.altered_gradients import hook_place, module_hook_place
 from etrm.probes.autograd_walk import BackwardTrace, DeadEdge, blame, dead_edges
 from etrm.probes.break_report import Finding
 from etrm.probes.calls import Hook
-from etrm.probes.places import Place, function_place, is_foreign, returning_place
+from etrm.probes.places import Place, returning_place
 
 Node = Any
 
@@ -71,35 +72,15 @@ def _explain(
     """Kind, line and note of one dead edge."""
     word = edge.node.name().removesuffix("Backward0").removesuffix("Backward")
     if edge.hook:
-        return "hook zeroes the gradient", _hook_place(edge, module, hooks) or places.get(edge.node), ""
+        return "hook zeroes the gradient", hook_place(edge.child, module, hooks) or places.get(edge.node), ""
     custom = getattr(edge.node, "_forward_cls", None)
     if custom is not None:
         place = returning_place(custom.backward)
         if place.function.startswith("BackwardHookFunction"):
-            return "module hook zeroes the gradient", _module_hook_place(module) or places.get(edge.node), ""
+            return "module hook zeroes the gradient", module_hook_place(module) or places.get(edge.node), ""
         return f"{custom.__name__}.backward gives no gradient", place, ""
     if edge.transient:
         note = "the other factor is an all-zero weight that trains itself; look again after one update"
         return f"zero weight at {word}", places.get(edge.node), note
     note = "a gradient arrives here and only zero goes on (zero factor, mask, saturation, or a step function)"
     return f"gradient dies at {word}", places.get(edge.node), note
-
-
-def _hook_place(edge: DeadEdge, module: nn.Module | None, hooks: list[Hook]) -> Place | None:
-    variable = getattr(edge.child, "variable", None)
-    for hook in hooks:
-        if hook.node is edge.child or (variable is not None and hook.node is variable):
-            return hook.place
-    for function in (getattr(variable, "_backward_hooks", None) or {}).values():
-        return function_place(function)
-    return _module_hook_place(module)
-
-
-def _module_hook_place(module: nn.Module | None) -> Place | None:
-    """The first user-written backward hook on any module."""
-    for child in module.modules() if module is not None else ():
-        for function in [*child._backward_hooks.values(), *child._backward_pre_hooks.values()]:
-            code = getattr(function, "__code__", None)
-            if code is None or not is_foreign(code):
-                return function_place(function)
-    return None

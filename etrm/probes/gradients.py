@@ -162,6 +162,25 @@ def coverage(losses: Tensor, subject: Subject, context: Tensor | None = None) ->
     return Coverage(norms, tokens, (size <= _FITTED * size.max()) & (size.max() > 0), tuple(crossed))
 
 
+def tokens_without_path(context: Tensor, subject: Subject) -> tuple[tuple[int, int], ...]:
+    """(sample, token) of a context (B, T, D) from which no gradient reaches the encoder, whatever the loss gives it.
+
+    The decoder sends a gradient to every token it reads; whether that token hangs on the encoder is another question.
+    """
+    pairs = [(i, t) for i in range(context.shape[0]) for t in range(context.shape[1])]
+    trainable = [p for p in named_parameters(subject).values() if p.requires_grad]
+    if not context.requires_grad or not trainable:
+        return tuple(pairs)
+    generator = torch.Generator().manual_seed(0)
+    lost = []
+    for i, t in pairs:
+        direction = torch.randn(context.shape[-1], generator=generator).to(context.device)
+        found = torch.autograd.grad(context[i, t].float() @ direction, trainable, allow_unused=True, retain_graph=True)
+        if not any(g is not None and bool(g.any()) for g in found):
+            lost.append((i, t))
+    return tuple(lost)
+
+
 def coverage_over_steps(step: Callable[[int], tuple[Tensor, Subject, Tensor | None]], steps: int) -> list[Coverage]:
     """Coverage of `steps` consecutive updates; `step(k)` does update k, carry kept, and returns losses, encoder and
     context.

@@ -20,12 +20,28 @@ from torch import Tensor, nn
 from etrm.errors import ProbeError
 from etrm.probes.autograd_walk import GradStash, leaf_ids, nodes_of, upstream, watch_backward
 from etrm.probes.break_report import BreakReport, Finding, Severity
-from etrm.probes.calls import BackwardCall, Break
+from etrm.probes.calls import Break
 from etrm.probes.dead_gradients import dead_findings
 from etrm.probes.exceptions import Tape
 from etrm.probes.interventions import Interventions
-from etrm.probes.places import function_place, user_frame
-from etrm.probes.registration import Misplaced, frozen_parameters, in_optimisers, owner_place, unregistered
+from etrm.probes.other_findings import (
+    Observed,
+    altered_findings,
+    custom_findings,
+    limited_backward_findings,
+    memory_findings,
+    misplaced_finding,
+    non_finite_findings,
+    unused_findings,
+)
+from etrm.probes.places import files_near, function_place, user_frame
+from etrm.probes.registration import (
+    frozen_parameters,
+    in_optimisers,
+    stale_findings,
+    stale_tensors,
+    unregistered,
+)
 from etrm.probes.subject import Rerun, Subject, scalar_loss, trainable_parameters, unwrap, watchable
 from etrm.probes.taint import Observer
 
@@ -81,19 +97,28 @@ class _Observation:
         """Observe, judge, restore."""
         observer = Observer({id(v): v for v in self.trainable.values()}, self.paths, self.declared, self.stash)
         with watchable(self.subject), Rerun(self.subject) as rerun:
+            stale = stale_tensors(self.module, self.trainable.values())
             try:
                 with self.declared.recording(), observer:
                     loss = scalar_loss(self.loss_fn())
                 self.rerun = rerun
                 report = self._judge(observer, loss)
+                what = Observed(self.module, self.trainable, observer.log, loss)
+                report.findings.extend(memory_findings(observer.log))
+                report.findings.extend(altered_findings(what, lambda: self._gradients(loss)))
+                report.findings.extend(misplaced_finding(item, "weakened") for item in stale_findings(stale, loss))
+                for finding in custom_findings(what, rerun, self.loss_fn, {item.place for item in report.findings}):
+                    report.add(finding)
                 if self.module is not None:
                     misplaced = unregistered(self.module)
                     misplaced = [m for m in misplaced if m.ids & leaf_ids([loss])]
                     misplaced += frozen_parameters(self.module, frozen)
                     sources = [function_place(self.loss_fn), function_place(type(self.module).forward)]
                     files = [*files, *(place.file for place in sources)]
+                    if optimisers:
+                        files += files_near(sources[1].file)
                     misplaced += in_optimisers(self.module, self.trainable, optimisers, files)
-                    report.findings.extend(_misplaced_finding(item) for item in misplaced)
+                    report.findings.extend(misplaced_finding(item) for item in misplaced)
             finally:
                 observer.close()
                 self.stash.restore()
@@ -114,6 +139,7 @@ class _Observation:
             n: None if g is None else float(g.double().norm()) for n, g in zip(self.trainable, gradients, strict=True)
         }
         report = BreakReport(float(loss.detach().double()), norms)
+        report.findings.extend(non_finite_findings(loss, self.trainable, gradients))
         log = observer.log
         lost = {id(self.trainable[name]) for name in report.lost}
         reached = leaf_ids([loss]) if loss.requires_grad and lost else set()
@@ -126,11 +152,14 @@ class _Observation:
                 module = "" if item.kind.endswith("block") else item.module  # one block is one finding
                 groups.setdefault((item.kind, item.place, item.declared, module), []).append(item)
         live: list[list[Break]] = []
+        hidden: list[list[Break]] = []
         for group in groups.values():
-            if any(b.ident in in_loss or (b.ident in log.spilled and not b.inner) for b in group):
+            if log.untracked or any(b.ident in in_loss or (b.ident in log.spilled and not b.inner) for b in group):
                 live.append(group)
+            elif group[0].declared is None:
+                hidden.append(group)
             else:
-                report.add(self._finding(group, "harmless" if group[0].declared is None else "expected"))
+                report.add(self._finding(group, "expected"))
         undeclared = [group for group in live if group[0].declared is None]
         # Blame in this order: what lost a derivative, what died, what had no derivative to lose, what was declared.
         unexplained = set(lost)
@@ -149,7 +178,7 @@ class _Observation:
             for found in dead_findings(trace, lost & reached, self.names, self.module, log.hooks, trained):
                 report.add(found)
             unexplained -= reached
-        for group in undecided:
+        for group in self._guards_last(undecided, unexplained):
             behind = self._behind(group, unexplained)[0]
             if behind and self._depends(group):
                 report.add(self._undeclared(group, unexplained, loss)[0])
@@ -168,10 +197,25 @@ class _Observation:
             if entry.name not in listed:  # what it stops carried nothing, as a halting target made by an argmax
                 what = Finding("truncation", "expected", entry.place, shape=entry.shape, count=entry.count)
                 report.add(replace(what, declared=entry.name))
-        self._report_backward_calls(report, log.backwards)
-        self._report_unused(report, unexplained, log.first_use)
+        unexplained -= self._hidden(report, hidden, unexplained, loss)
+        report.findings.extend(limited_backward_findings(log.backwards, self.trainable))
+        report.findings.extend(unused_findings(observer, self.module, self.names, self.trainable, unexplained, loss))
         report.forward_passes = 1 + self.interventions.passes
         return report
+
+    def _hidden(self, report: BreakReport, groups: list[list[Break]], unexplained: set[int], loss: Tensor) -> set[int]:
+        """Breaks whose value was lost from sight (a file, a pickle, a transform): asked only while something is
+        unexplained, the latest first.
+        """
+        explained: set[int] = set()
+        for group in sorted(groups, key=lambda g: -g[-1].ordinal):
+            behind = self._behind(group, unexplained - explained)[0]
+            if behind and self.interventions.repeatable and self._depends(group):
+                report.add(self._undeclared(group, unexplained - explained, loss)[0])
+                explained |= behind
+            else:
+                report.add(self._finding(group, "harmless"))
+        return explained
 
     def _finding(self, group: list[Break], severity: Severity) -> Finding:
         """The finding of one line, before it is known what is lost by it."""
@@ -212,6 +256,19 @@ class _Observation:
             return [group for group in groups if any(item.ident in in_loss for item in group)]
         return [g for g in groups if self.interventions.smooth({item.ordinal for item in g}, g[0].alias)]
 
+    def _guards_last(self, groups: list[list[Break]], unexplained: set[int]) -> list[list[Break]]:
+        """The groups in order, but checks that only make a changed pass fail behind those that change the loss."""
+        probe = self.interventions
+        if not unexplained or not probe.repeatable:
+            return groups
+
+        def guards(group: list[Break]) -> bool:
+            behind = self._behind(group, unexplained)[0]
+            everything = group[0].alias
+            return bool(behind) and probe.effect({i.ordinal for i in group}, everything=everything) == "fails"
+
+        return sorted(groups, key=guards)
+
     def _depends(self, group: list[Break]) -> bool:
         """Whether the loss changes with these values in any way; taken for granted when it does not repeat."""
         probe = self.interventions
@@ -229,16 +286,6 @@ class _Observation:
         severity: Severity = "cut" if behind or samples or tokens else "weakened"
         finding = self._finding(group, severity)
         return replace(finding, parameters=names, samples=samples, tokens=tokens, note=note), behind
-
-    def _report_backward_calls(self, report: BreakReport, calls: list[BackwardCall]) -> None:
-        """Backward calls inside loss_fn that were limited to other tensors."""
-        for call in calls:
-            missing = tuple(
-                n for n, v in self.trainable.items() if call.inputs is not None and id(v) not in call.inputs
-            )
-            if missing:
-                note = "backward was limited to other inputs"
-                report.add(Finding("backward(inputs=...)", "cut", call.place, parameters=missing, note=note))
 
     def _rows(
         self, group: list[Break], example: Break, all_lost: bool, loss: Tensor
@@ -274,21 +321,3 @@ class _Observation:
             everything = upstream(nodes_of([loss]))
             self.masks = watch_backward(loss, list(self.trainable.values()), everything).masks
         return [self.masks[node] for node in nodes if node in self.masks]
-
-    def _report_unused(self, report: BreakReport, unexplained: set[int], first_use: dict[int, Any]) -> None:
-        """Parameters that are not in the loss's graph and that no break explains."""
-        grouped: dict[Any, list[str]] = {}
-        for key in unexplained:
-            used = first_use.get(key)
-            name = self.names[key]
-            place = used or (owner_place(self.module, name) if self.module is not None else None)
-            grouped.setdefault((used is None, place), []).append(name)
-        for (never, place), names in grouped.items():
-            ordered = tuple(name for name in self.trainable if name in names)
-            kind = "parameter never used" if never else "result never reaches the loss"
-            shape = tuple(self.trainable[ordered[0]].shape)
-            report.add(Finding(kind, "cut", place, ordered[0].rpartition(".")[0], shape, parameters=ordered))
-
-
-def _misplaced_finding(item: Misplaced) -> Finding:
-    return Finding(item.kind, "cut", item.place, item.module, item.shape, parameters=item.names, note=item.note)

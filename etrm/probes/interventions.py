@@ -12,7 +12,7 @@ indices and turns truth values.
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from etrm.probes.calls import FREE, SINKS, call_name, tensors_in
 from etrm.probes.exceptions import Tape
 from etrm.probes.subject import Rerun
 
+Effect = Literal["none", "changes", "fails"]
 _MOST_ROWS = 64
 _STEPS = (1e-2, 5e-3, 2.5e-3)
 _COARSE = 0.1
@@ -132,12 +133,12 @@ class _Alter(TorchFunctionMode):
         return altered
 
 
-class _Trial:
+class Trial:
     """Swallows whatever the user's code raises in a changed pass: any failure there is an answer, not an error."""
 
     failed = False
 
-    def __enter__(self) -> "_Trial":
+    def __enter__(self) -> "Trial":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
@@ -176,7 +177,7 @@ class Interventions:
         self._rerun.restore()  # outside the mode, which would count its calls
         value: Tensor | None = None
         alter = _Alter(ordinals, size, row, column, self._stash, everything)
-        with _Trial() as trial, self._declared.replaying(), alter:
+        with Trial() as trial, self._declared.replaying(), alter:
             value = self._loss_fn()
         self._stash.restore()
         return None if trial.failed or value is None else float(value.detach().double())
@@ -199,12 +200,18 @@ class Interventions:
         self, ordinals: Collection[int], row: int | None = None, column: int | None = None, everything: bool = False
     ) -> bool:
         """Whether the loss changes at all when these results do; `everything` alters carrying results too."""
+        return self.effect(ordinals, row, column, everything) != "none"
+
+    def effect(
+        self, ordinals: Collection[int], row: int | None = None, column: int | None = None, everything: bool = False
+    ) -> Effect:
+        """What coarse changes of these results do: a guard makes the pass fail and never changes a loss."""
         losses = []
         for size in (_COARSE, 10.0):
             losses.append(self._loss(ordinals, size, row, column, everything))
             if losses[-1] is not None and losses[-1] != self._base:
-                return True
-        return all(loss is None for loss in losses)
+                return "changes"
+        return "fails" if all(loss is None for loss in losses) else "none"
 
     def rows(self, ordinals: Collection[int], count: int) -> tuple[int, ...]:
         """The samples on whose part of the value the loss depends (of the first 64)."""

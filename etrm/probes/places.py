@@ -38,6 +38,13 @@ class Place:
         """The code on that line."""
         return linecache.getline(self.file, self.line).strip()
 
+    @property
+    def short(self) -> str:
+        """`path/file.py:LINE  code`, the path relative to the working directory where it lies inside."""
+        path, here = Path(self.file), Path.cwd()
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        return f"{shown}:{self.line}  {self.source}"
+
     def __str__(self) -> str:
         return f'File "{self.file}", line {self.line}, in {self.function}\n    {self.source}'
 
@@ -229,6 +236,52 @@ def earlier_call(names: tuple[str, ...], depth: int = 1) -> Place | None:
             return Place(code.co_filename, max(lines), code.co_qualname)
         frame = frame.f_back
     return None
+
+
+def later_call(names: tuple[str, ...], start: Place) -> Place | None:
+    """The first line from `start` on, within the function that it stands in, that calls something of these names."""
+    tree = _tree(start.file)
+    inside = [
+        node
+        for node in (ast.walk(tree) if tree is not None else ())
+        if isinstance(node, ast.FunctionDef) and node.lineno <= start.line <= (node.end_lineno or 0)
+    ]
+    lines = [
+        node.lineno
+        for node in (ast.walk(inside[-1]) if inside else ())
+        if isinstance(node, ast.Call) and node.lineno >= start.line
+        if ast.unparse(node.func).rsplit(".", 1)[-1] in names
+    ]
+    return Place(start.file, min(lines), start.function) if lines else None
+
+
+def call_in_pass(name: str, files: Iterable[str]) -> Place | None:
+    """The first call of `name` in `files` that stands in a `forward`, else in any function but `__init__`."""
+    found: list[tuple[bool, Place]] = []
+    for file in files:
+        tree = _tree(file)
+        for function in ast.walk(tree) if tree is not None else ():
+            if isinstance(function, ast.FunctionDef) and function.name != "__init__":
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] == name:
+                        found.append((function.name != "forward", Place(file, node.lineno, function.name)))
+    return min(found, key=lambda item: item[0])[1] if found else None
+
+
+def files_near(file: str) -> list[str]:
+    """Source files of loaded modules that are nobody's installed package, those nearest to `file` first."""
+    home = Path(file).parent.parts
+    found: set[str] = set()
+    for module in list(sys.modules.values()):
+        source: str = getattr(module, "__file__", None) or ""
+        users = source.endswith(".py") and "site-packages" not in source
+        if users and not source.startswith((_TORCH_ROOT, _PROBES_ROOT, _STDLIB_ROOT)):
+            found.add(source)
+
+    def shared(source: str) -> int:
+        return sum(1 for a, b in zip(Path(source).parts, home, strict=False) if a == b)
+
+    return sorted(found, key=lambda source: (-shared(source), source))
 
 
 def returning_place(function: Callable[..., Any]) -> Place:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from etrm.probes.autograd_walk import leaf_ids, upstream
 from etrm.probes.places import Place, attribute_place, call_place, freezing_place
 
 _DEPTH = 4
@@ -152,3 +153,40 @@ def in_optimisers(
         shape = tuple(trainable[twice[0]].shape)
         found.append(Misplaced("in two optimiser groups", tuple(twice), place, "", shape, "stepped twice an update"))
     return found
+
+
+@dataclass
+class Stale:
+    """A tensor with history that hung on a module before the pass began."""
+
+    name: str
+    tensor: Tensor
+    place: Place | None
+    module: str
+
+
+def stale_tensors(module: nn.Module | None, parameters: Iterable[Tensor]) -> list[Stale]:
+    """Attributes, plain or in a list or dict, that were computed from the parameters before this pass."""
+    own = {id(p) for p in parameters}
+    found = []
+    for path, child in module.named_modules() if module is not None else ():
+        for attribute, value in vars(child).items():
+            if attribute in ("_parameters", "_modules") or "hooks" in attribute:
+                continue
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+            for item in held:
+                if isinstance(item, Tensor) and item.grad_fn is not None and leaf_ids([item]) & own:
+                    name = f"{path}.{attribute}".lstrip(".")
+                    found.append(Stale(name, item, attribute_place(child, attribute), path))
+    return found
+
+
+def stale_findings(stale: list[Stale], loss: Tensor) -> list[Misplaced]:
+    """Those of the `stale` tensors that this pass's loss was computed with."""
+    used = set(upstream([loss.grad_fn])) if stale else set()
+    note = "its value does not follow the weights any more, though autograd says so; compute it in every pass"
+    return [
+        Misplaced("computed before this pass", (s.name,), s.place, s.module, tuple(s.tensor.shape), note)
+        for s in stale
+        if s.tensor.grad_fn in used
+    ]

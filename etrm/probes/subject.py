@@ -1,11 +1,12 @@
 """What a probe is pointed at: a module or named parameters, and a loss that can be run again without leaving a trace.
 
 `Rerun` restores the random generators (torch on every initialised device, numpy, python), the module's buffers and
-its attributes (a carry kept on `self`) before each call and once more at the end, so that observing a model changes
-nothing of its training. Compiled modules are run eagerly and DDP wrappers without gradient synchronisation while they
-are watched.
+its attributes (a carry kept on `self`, or in a list or dict there) before each call and once more at the end, so that
+observing a model changes nothing of its training. Compiled modules are run eagerly and DDP wrappers without gradient
+synchronisation while they are watched.
 """
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -103,6 +104,10 @@ class Rerun:
         self._numpy = np.random.get_state()
         modules = list(subject.modules()) if isinstance(subject, nn.Module) else []
         self._attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
+        # A cache or a carry in a list or dict is state as well; its members are put back, not copied.
+        own = ("_parameters", "_buffers", "_modules")
+        held = [v for m in modules for k, v in vars(m).items() if k not in own and type(v) in (dict, list, set)]
+        self._containers = [(container, copy.copy(container)) for container in held]
         buffers = [buffer for _, _, held in self._attributes for buffer in held.values() if buffer is not None]
         self._values = [(buffer, buffer.detach().clone(), buffer._version) for buffer in buffers]
 
@@ -119,6 +124,12 @@ class Rerun:
             module.__dict__.update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
+        for container, members in self._containers:
+            if isinstance(container, list):
+                container[:] = members
+            else:
+                container.clear()
+                container.update(members)
         for buffer, value, version in self._values:
             if buffer._version != version or not torch.equal(buffer.detach(), value):
                 buffer.data.copy_(value)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from etrm.probes import places
-from etrm.probes.autograd_walk import GradStash, reaches
+from etrm.probes.autograd_walk import GradStash, leaf_ids, reaches
 from etrm.probes.calls import (
     COMPARISONS,
     FREE,
@@ -28,6 +28,7 @@ from etrm.probes.calls import (
     SINKS,
     BackwardCall,
     Break,
+    Export,
     Hook,
     Log,
     Value,
@@ -36,6 +37,7 @@ from etrm.probes.calls import (
     node_memo,
     storage_key,
     tensors_in,
+    unwrapped,
 )
 from etrm.probes.exceptions import DeclaredLog
 from etrm.probes.places import Place
@@ -109,7 +111,11 @@ class Observer(TorchFunctionMode):
         if key in self._writes:
             note.place, note.kind = self._writes[key], "in-place write without history"
         else:
-            note.place = places.earlier_call(makers) or note.place
+            made = getattr(self._holders[key].grad_fn, "metadata", {}).get("etrm")
+            later = places.later_call(makers, made) if made is not None else None
+            if later is None and made is not None and makers == ("Parameter",):
+                later = places.call_in_pass("Parameter", places.files_near(made.file))
+            note.place = places.earlier_call(makers) or later or note.place
         self._values[id(tensor)] = value = Value(False, alias.breaks | {ident}, tensor.grad_fn is not None)
         self._alive[id(tensor)] = tensor
         return value
@@ -203,7 +209,10 @@ class Observer(TorchFunctionMode):
         if name == "backward":
             return self._backward(func, args, kwargs)
         self._ordinal += 1
+        self.log.untracked = self.log.untracked or torch._C._are_functorch_transforms_active()
         inputs = [t for item in (args, kwargs) if item for t in tensors_in(item)]
+        if self.log.untracked:
+            inputs = [unwrapped(t) for t in inputs]
         known = [(tensor, value) for tensor in inputs if (value := self.value_of(tensor)) is not None]
         if not known:
             return func(*args, **kwargs)
@@ -231,8 +240,12 @@ class Observer(TorchFunctionMode):
             self.log.spilled |= breaks
             if carriers:
                 self.log.spilled.add(self._note(f"{name}()", carriers, None, name in NUMBERS, True))
+            if name in ("numpy", "__array__"):
+                self._export(args[0])
             return
         outputs = list(tensors_in(out))
+        if self.log.untracked:
+            outputs = [unwrapped(t) for t in outputs]
         if not outputs and args and isinstance(args[0], Tensor) and (name == "__setitem__" or name.endswith(".set")):
             outputs = [args[0]]
         inplace = bool(args) and any(tensor is args[0] for tensor in outputs) and is_inplace(name)
@@ -254,6 +267,26 @@ class Observer(TorchFunctionMode):
             if carrying and tensor.grad_fn is not None and "etrm" not in (memo := node_memo(tensor.grad_fn)):
                 place = place or places.place_of(places.user_frame())
                 memo["etrm"] = place
+
+    def _export(self, tensor: Tensor) -> None:
+        """Remember what numpy was given, to see whether it is changed behind torch's back."""
+        holder = self._holders.get(storage_key(tensor))
+        if holder is not None and holder.grad_fn is not None:
+            with torch._C.DisableTorchFunction():
+                before = holder.detach().clone()
+            self.log.exports.append(Export(holder, before, holder._version, places.place_of(places.user_frame())))
+
+    def last_uses(self, leaves: set[int], reached: set[Any]) -> dict[int, Place]:
+        """For each leaf (by id) the line of the last value computed from it that is not in the loss's graph."""
+        found: dict[int, Place] = {}
+        for tensor in reversed(list(self._alive.values())):
+            node = tensor.grad_fn
+            if node is None or node in reached or not leaves - set(found):
+                continue
+            place = node_memo(node).get("etrm")
+            if place is not None:
+                found.update(dict.fromkeys((leaf_ids([tensor]) & leaves) - set(found), place))
+        return found
 
     def _taint_memory(self, written: Tensor, breaks: frozenset[int]) -> None:
         """A write past autograd's sight also changes every carrying tensor that lies in the same memory."""

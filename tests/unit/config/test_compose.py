@@ -305,10 +305,19 @@ def test_the_root_is_config_in_the_working_directory_first(tmp_path, monkeypatch
     assert load(One, "one") == One(7)
 
 
+def test_the_config_folder_of_another_project_does_not_hide_the_shipped_files(tmp_path, monkeypatch):
+    write(tmp_path / "config", {"theirs": "value: 7"})
+    monkeypatch.chdir(tmp_path)
+    assert compose("cfg_micro").values["bundle"] == "micro"
+    assert load(One, "theirs") == One(7)
+    with pytest.raises(ConfigError, match="no config 'nowhere' under .*theirs"):
+        compose("nowhere")
+
+
 def test_without_a_config_folder_the_error_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("etrm.config.compose.__file__", str(tmp_path / "a" / "b" / "c.py"))
-    with pytest.raises(ConfigError, match=r"no config folder at .*config or .*config; run in the repository root"):
+    with pytest.raises(ConfigError, match=r"no config folder at .*config or .*files; run in the repository root"):
         default_root()
 
 
