@@ -2,11 +2,12 @@
 
 `queries.json`  {"schema": 1, "queries": [{"rung", "task", "demos": [[input, output], ...], "input", "target",
                 "prediction", "exact"}]}, grids as lists of rows of 0..9; a prediction without a grid is [].
-`contexts.json` {"schema": 1, "explained": [share of axis 1, of axis 2], "points": [{"of": "encoder" | "table", "task",
-                "x", "y"}]}.
+`contexts.json` {"schema": 1, "explained": [share of axis 1, of axis 2], "offset": number | null, "points":
+                [{"of": "encoder" | "table", "task", "x", "y"}]}, each set about its own mean.
 Notable: which queries are shown is decided by their place (a round over the tasks), never by the outcome. The axes are
-the principal components of encoder contexts and table rows together, so both sets can be compared by eye; distances in
-two dimensions may deceive, which is why the shares of variance are written too.
+the principal components of both sets together, each about its own mean and scaled to the same spread, so that neither
+hides the other; how far the means lie apart is `offset`, in units of the table's own spread. Distances in two
+dimensions may deceive, which is why the shares of variance are written too.
 
 Legend: N queries, K demonstrations, S canvas cells, T context tokens, D hidden, W = T x D.
 """
@@ -100,10 +101,15 @@ def _context_map(arm: Arm, model: ETRM, bundle: Bundle, config: RunConfig) -> di
     _, first = np.unique(batch.row[with_row], return_index=True)
     known = batch.take(with_row[first])
     rows = own_rows(bundle.decoder, bundle.table, known).float().numpy().reshape(len(known), -1)  # (R, W)
-    points, explained = principal_axes(np.concatenate([contexts, rows]))
+    sets = [x - x.mean(axis=0) for x in (contexts, rows) if len(x)]
+    spreads = [float(np.sqrt((x**2).sum(axis=1).mean())) or 1.0 for x in sets]
+    points, explained = principal_axes(np.concatenate([x / s for x, s in zip(sets, spreads, strict=True)]))
+    points = points * np.repeat(spreads, [len(x) for x in sets])[:, None]
+    gap = float(np.linalg.norm(contexts.mean(axis=0) - rows.mean(axis=0))) / spreads[1] if len(rows) else None
     owners = [("encoder", t) for t in batch.task] + [("table", t) for t in known.task]
     return {
         "explained": explained,
+        "offset": None if gap is None else round(gap, 3),
         "points": [
             {"of": of, "task": names[int(t)], "x": round(float(x), 5), "y": round(float(y), 5)}
             for (of, t), (x, y) in zip(owners, points, strict=True)
