@@ -59,8 +59,8 @@ def spread(task: np.ndarray, count: int) -> np.ndarray:
     order = np.lexsort((np.arange(len(task)), turn))
     first = int((turn == 0).sum())
     if first > count:
-        return np.sort(order[np.linspace(0, first - 1, count).round().astype(np.int64)])
-    return np.sort(order[:count])
+        return order[np.linspace(0, first - 1, count).round().astype(np.int64)]
+    return order[:count]
 
 
 def _queries(rung: Rung, count: int, model: ETRM, bundle: Bundle, config: RunConfig) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Command line of the report: `RUN` writes its report.html, `compare RUN RUN ...` a page that sets runs side by side."""
+"""Command line of the report: `RUN` writes its report.html, `compare RUN RUN ...` a page with runs side by side."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Runs side by side: verdict and key figures as columns, what their configs differ in, and their losses on one chart."""
+"""Runs side by side: verdict and key figures as columns, what their configs differ in, their losses on one chart."""
 
 import time
 from collections.abc import Sequence

@@ -95,7 +95,8 @@ def gradient_figure(run: RunFolder, ident: str) -> Figure | None:
                         names[:HEAT_ROWS], columns, cells[:HEAT_ROWS], levels)  # fmt: skip
     caption = (
         f"{source} A row is a parameter of the encoder, from input to output; the norm is taken before clipping. A "
-        "healthy encoder has a colour everywhere. A crossed-out cell got no gradient: what lies above it cannot learn."
+        "healthy encoder has a colour everywhere. A red cell "
+        "with a dashed border got no gradient there: what it stands for cannot learn."
     )
     if left_out > 0:
         caption += f" {left_out} more parameters stand in the table only."
@@ -138,21 +139,29 @@ def _binned(
 def solved_figure(evidence: Evidence, ident: str) -> Figure | None:
     """pass@1 of each rung with its nulls, and below it the ceilings: the decoder's own contexts and the oracles."""
     rows: list[svg.Interval] = []
-    table = [("what", "exact", "rate", "95 % interval", "tasks", "nulls (exact)")]
+    table: list[tuple[str, ...]] = [("what", "exact", "rate", "95 % interval", "tasks", "nulls (exact)")]
     for name in RUNGS[evidence.arm]:
         rung = evidence.rung(name)
         if rung is None:
             table.append((f"{name}: {DEPTH[name]}", "not evaluated", "", "", "", ""))
             continue
         marks = tuple((NULL_NAMES.get(n, n), rate(m), 2) for n, m in rung.nulls.items() if m.n)
-        note = "the decoder knows these tasks" if rung.decoder_known else DEPTH[name]
+        note = "the decoder knows these tasks" if rung.decoder_known and name != "seen_task" else DEPTH[name]
         rows.append(_interval(name.replace("_", " "), note, rung.score, marks))
         nulls = ", ".join(f"{NULL_NAMES.get(n, n)}: {m.k} of {m.n}" for n, m in rung.nulls.items())
         table.append((f"{name}: {DEPTH[name]}", *_cells(rung.score), nulls))
     ceilings = (
         ("decoder's own contexts", "what the decoder can do", evidence.positive_control),
-        ("oracle, many pairs", "a context fitted to 32 pairs", evidence.oracle_many and evidence.oracle_many.score),
-        ("oracle, demonstrations", "a context fitted to them", evidence.oracle_demos and evidence.oracle_demos.score),
+        (
+            "oracle, many pairs",
+            "a context fitted to 32 pairs",
+            evidence.oracle_many.score if evidence.oracle_many else None,
+        ),
+        (
+            "oracle, demonstrations",
+            "a context fitted to them",
+            evidence.oracle_demos.score if evidence.oracle_demos else None,
+        ),
     )
     for name, note, score in ceilings:
         if score is not None and score.n:
@@ -214,9 +223,9 @@ def context_figure(run: RunFolder, ident: str) -> Figure | None:
         table.append((task, str(len(encoder)), spot[0], f"{spread:.2f}", spot[1] if rows else "none"))
     shares = [share for share in run.contexts.get("explained", []) if type(share) in (int, float)]
     caption = (
-        "Each mark is one context, its colour and shape the task, each map about its own middle. Healthy: marks of a task "
-        "lie together, tasks apart, and the encoder's places resemble the decoder's own. Collapsed: all marks in one "
-        "spot, or a map that must be magnified many times. "
+        "Each mark is one context, its colour and shape the task, each map about its own middle. Healthy: marks of a "
+        "task lie together, tasks apart, and the encoder's places resemble the decoder's own. Collapsed: all marks in "
+        "one spot, or a map that must be magnified many times. "
     )
     offset = run.contexts.get("offset")
     if type(offset) in (int, float):

@@ -77,18 +77,18 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    parts = {name: Markup((ASSETS / file).read_text()) for name, file in (("css", "style.css"), ("js", "script.js"))}  # noqa: S704
+    parts = {name: Markup((ASSETS / file).read_text()) for name, file in (("css", "style.css"), ("js", "script.js"))}
     environment.globals["mark"] = lambda colour: svg.mark(0.0, 0.0, colour)
     return environment.get_template(template).render(version=etrm.__version__, **parts, **values)
 
 
 def embedded(value: Any) -> Markup:
     """JSON that may stand inside a <script> element: no `<` ends it early."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))  # noqa: S704
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def packed_queries(runs: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], int]:
-    """Queries with grids as text, a digit a cell and `/` between rows, up to QUERY_BYTES; and how many were left out."""
+    """Queries with grids as text, a digit a cell and `/` between rows, up to QUERY_BYTES; and how many are left out."""
     packed: list[dict[str, Any]] = []
     size = 0
     everything = [(run.arm, query) for run in runs for query in run.queries]

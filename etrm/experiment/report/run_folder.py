@@ -65,8 +65,7 @@ def open_runs(path: Path, now: float | None = None) -> list[RunFolder]:
 
 def series(rows: list[Row], key: str) -> list[tuple[float, float]]:
     """(step, value) of every row that has both as finite numbers."""
-    pairs = [(row.get("step"), row.get(key)) for row in rows]
-    return [(float(s), float(v)) for s, v in pairs if _finite(s) and _finite(v)]
+    return [(float(r["step"]), float(r[key])) for r in rows if _finite(r.get("step")) and _finite(r.get(key))]
 
 
 def _finite(value: Any) -> bool:

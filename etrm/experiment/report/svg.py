@@ -60,7 +60,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     unit = 10 ** math.floor(math.log10(raw))
     step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, int(math.floor(high / step + 1e-9)) + 1)]
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def thinned(points: Sequence[Point], most: int = 400) -> list[Point]:
@@ -188,7 +188,7 @@ def heatmap(
     cells: Sequence[Sequence[float | None]],
     levels: tuple[float, float],
 ) -> str:
-    """Cells [row][column] as ten steps of colour between `levels`; None is drawn as a crossed-out cell."""
+    """Cells [row][column] as ten steps of colour between `levels`; None is drawn red with a dashed border."""
     left, top, cell_height, width = 250.0, 8.0, 15.0, 760.0
     cell_width = (width - left - 6) / max(1, len(columns))
     low, high = levels

@@ -39,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Tile:
-    """One key figure: label, the value in large type, what it consists of, what it is compared with. `tone` as above."""
+    """One key figure: label, value in large type, what it consists of, what it is compared with. `tone` as `state`."""
 
     label: str
     value: str

@@ -80,8 +80,8 @@ def test_nothing_of_the_model_moves(written: Written, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "count", "expected"),
     [
-        ([0, 0, 0, 1, 1, 1], 4, [0, 1, 3, 4]),
-        ([0, 0, 1, 2, 2], 9, [0, 1, 2, 3, 4]),
+        ([0, 0, 0, 1, 1, 1], 4, [0, 3, 1, 4]),
+        ([0, 0, 1, 2, 2], 9, [0, 2, 3, 1, 4]),
         ([0, 1, 2, 3, 4, 4], 3, [0, 2, 4]),
     ],
 )
