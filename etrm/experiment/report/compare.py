@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etrm.errors import EvaluationError
-from etrm.experiment.panel import COLOUR, MEANING, figures
+from etrm.experiment.panel import figures
 from etrm.experiment.report import svg
 from etrm.experiment.report.figures import Figure
 from etrm.experiment.report.page import fill, flat_config
 from etrm.experiment.report.run_folder import RunFolder, open_runs, series
+from etrm.experiment.wording import COLOUR, MEANING
 
 MOST_RUNS = 8
 

@@ -8,23 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from etrm.experiment.evidence import RUNGS, USEFUL, Evidence, Score
-from etrm.experiment.panel import DEPTH
 from etrm.experiment.reading import percent, rate
 from etrm.experiment.report import svg
 from etrm.experiment.report.run_folder import Row, RunFolder, series
+from etrm.experiment.wording import DEPTH, NULL_NAMES
 
 HEAT_COLUMNS = 72
 HEAT_ROWS = 60
 LAYER = "grad/layer/"
-NULL_NAMES = {
-    "mismatched": "demonstrations of another task",
-    "constant_context": "the best constant context",
-    "permuted_outputs": "demonstration outputs swapped",
-    "zero_context": "a context of zeros",
-    "untrained_encoder": "an untrained encoder",
-    "copy_input": "copying the input",
-    "best_dihedral": "the best turn or mirror",
-}
 
 
 @dataclass(frozen=True)

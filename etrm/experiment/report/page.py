@@ -17,12 +17,13 @@ import etrm
 from etrm.errors import EvaluationError
 from etrm.experiment.attribution import HYPOTHESES
 from etrm.experiment.checks import CHECK_RULES
-from etrm.experiment.panel import COLOUR, MEANING, why
+from etrm.experiment.panel import why
 from etrm.experiment.report import svg
 from etrm.experiment.report.figures import context_figure, gradient_figure, loss_figure, solved_figure
 from etrm.experiment.report.run_folder import Row, RunFolder, open_runs
-from etrm.experiment.report.tiles import HEADLINE, questions, tiles
+from etrm.experiment.report.tiles import tiles
 from etrm.experiment.seed_reading import seed_reading
+from etrm.experiment.wording import COLOUR, HEADLINE, MEANING, SIGN, questions
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 MOST_BYTES = 5_000_000
@@ -65,6 +66,7 @@ def render(runs: Sequence[RunFolder], name: str) -> str:
         left_out=left_out,
         rungs=list(dict.fromkeys(f"{query['a']} · {query['r']}" for query in queries)),
         several=len(runs) > 1,
+        sign=SIGN,
     )
 
 

@@ -1,4 +1,4 @@
-"""The verdict at a glance: the five questions with where it was decided, and the key figures as tiles.
+"""The key figures of a verdict as tiles.
 
 Notable: a tile never shows a rate without its count, its interval and the null that comes nearest.
 """
@@ -6,53 +6,20 @@ Notable: a tile never shows a rate without its count, its interval and the null 
 from dataclasses import dataclass
 
 from etrm.experiment.evidence import RUNGS, OracleEvidence
-from etrm.experiment.panel import DEPTH
 from etrm.experiment.reading import percent, rate, read_rung
-from etrm.experiment.report.figures import NULL_NAMES
-from etrm.experiment.verdict import QUESTIONS, Verdict
-
-ASKED = {
-    1: ("valid?", "Is the experiment in order?"),
-    2: ("gradient?", "Does the loss reach the whole encoder?"),
-    3: ("learns?", "Does the loss fall, further than without demonstrations?"),
-    4: ("fits?", "Does it solve the tasks it was trained on?"),
-    5: ("transfers?", "Does it solve tasks it has never seen?"),
-}
-HEADLINE = {
-    "A": "It learns",
-    "B": "It is stuck",
-    "C": "It trains, but does not transfer",
-    "INVALID": "The experiment is not in order",
-    "UNDECIDED": "It cannot be told yet",
-}
-
-
-@dataclass(frozen=True)
-class Question:
-    """One of the five. `state`: yes, no, open (it decided: not answerable) or unasked."""
-
-    number: int
-    short: str
-    asks: str
-    state: str
+from etrm.experiment.verdict import Verdict
+from etrm.experiment.wording import DEPTH, NULL_NAMES
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One key figure: label, value in large type, what it consists of, what it is compared with. `tone` as `state`."""
+    """One key figure: label, value in large type, its parts, what it is compared with. `tone`: yes, no, open, plain."""
 
     label: str
     value: str
     detail: str
     compared: str
     tone: str
-
-
-def questions(verdict: Verdict) -> list[Question]:
-    """The five questions; those before the deciding one were answered well."""
-    decided = {"A": "yes", "B": "no", "C": "no", "INVALID": "no", "UNDECIDED": "open"}[verdict.scenario]
-    states = {n: "yes" if n < verdict.question else "unasked" for n in QUESTIONS} | {verdict.question: decided}
-    return [Question(n, *ASKED[n], states[n]) for n in QUESTIONS]
 
 
 def tiles(verdict: Verdict) -> list[Tile]:
