@@ -14,7 +14,6 @@ from etrm.config.schema import RunConfig
 from etrm.experiment.evidence import Evidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun
 from etrm.experiment.run_cache import key_parts
-from etrm.experiment.verdict import judge, to_json
 from etrm.models.bundle import load_bundle
 
 
@@ -70,18 +69,6 @@ def run_arm(run_options: Any, run_cache: Any, progress: Any, torch_threads: int)
 
 
 @pytest.fixture(scope="session")
-def calibration(run_arm: Callable[[str], ArmRun], run_options: Any, session_outcome: Any) -> ArmRun:
-    """The calibration arm, its verdict shown (and written to --verdict-json) in a full run."""
-    run = run_arm("calibration")
-    if run_options.slow:
-        from etrm.experiment.panel import render_panel
-
-        verdicts = {run.evidence.arm: judge(run.evidence)}
-        out = Path("runs") / (run_options.run_name or "experiment")
-        out.mkdir(parents=True, exist_ok=True)
-        document = json.dumps(to_json(verdicts), indent=1) + "\n"
-        for path in (out / "verdict.json", run_options.verdict_json):
-            if path is not None:
-                path.write_text(document)
-        session_outcome.show(render_panel(verdicts, str(out / "verdict.json"), 100))
-    return run
+def calibration(run_arm: Callable[[str], ArmRun]) -> ArmRun:
+    """The calibration arm; the root conftest.py knows it by its name and, in a full run, shows and writes its verdict."""
+    return run_arm("calibration")
