@@ -11,7 +11,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -25,11 +25,13 @@ from etrm.errors import ConfigError
 from etrm.experiment.progress import PhaseProgress
 from etrm.experiment.run_cache import RunCache, sources_hash
 from etrm.experiment.session import EXIT_CODES, RunOptions, SessionOutcome, asks_for, parse_threads
+from etrm.experiment.session_report import SUMMARY_VARIABLE, SessionRuns
 
 pytest_plugins = "pytester"  # pytest allows this line in the root conftest only
 
 OPTIONS = pytest.StashKey[RunOptions]()
 OUTCOME = pytest.StashKey[SessionOutcome]()
+RUNS = pytest.StashKey[SessionRuns]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[OPTIONS] = _resolved_options(config)
     config.stash[OUTCOME] = SessionOutcome()
+    config.stash[RUNS] = SessionRuns()
     if not asks_for(config.option.markexpr, "benchmark") and hasattr(config.option, "benchmark_disable"):
         config.option.benchmark_disable = True
     # A deadline would time torch's first call; in CI the same examples run every time.
@@ -108,13 +111,29 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("gpu: torch sees no CUDA device (--require-gpu makes this a failure)")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    arm = getattr(item, "callspec", None) and item.callspec.params.get("arm_run")  # type: ignore[attr-defined]
+    if arm:
+        item.user_properties += item.config.stash[RUNS].properties((arm,))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    options = session.config.stash[OPTIONS]
+    if options.slow:
+        summary = os.environ.get(SUMMARY_VARIABLE)
+        session.config.stash[RUNS].publish(
+            Path("runs") / (options.run_name or "experiment"), options.verdict_json, Path(summary) if summary else None
+        )
     session.exitstatus = session.config.stash[OUTCOME].exit_code(int(exitstatus))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    outcome = config.stash[OUTCOME]
+    outcome, runs = config.stash[OUTCOME], config.stash[RUNS]
+    if runs.report is not None:
+        width = min(120, shutil.get_terminal_size((100, 40)).columns)
+        outcome.show(runs.shown(width, terminalreporter.hasmarkup, quiet=terminalreporter.verbosity < 0))
     for panel in outcome.panels:
         terminalreporter.write("\n" + _rendered(panel, color=terminalreporter.hasmarkup))
     if not outcome.gates:
@@ -129,7 +148,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 def _rendered(panel: object, color: bool) -> str:
     text = io.StringIO()
     width = min(120, shutil.get_terminal_size((100, 40)).columns)
-    Console(file=text, force_terminal=color, width=width).print(panel)
+    plain = isinstance(panel, str)  # a log's line is never broken or coloured, so that it can be searched
+    Console(file=text, force_terminal=color, width=width).print(
+        panel, markup=not plain, soft_wrap=plain, highlight=not plain
+    )
     return text.getvalue()
 
 
@@ -177,6 +199,12 @@ def session_outcome(pytestconfig: pytest.Config) -> SessionOutcome:
 
 
 @pytest.fixture(scope="session")
+def session_runs(pytestconfig: pytest.Config) -> SessionRuns:
+    """`session_runs.note(arm, run)`: a finished run (`evidence`, `folder`) to report when a full session ends."""
+    return pytestconfig.stash[RUNS]
+
+
+@pytest.fixture(scope="session")
 def gate(session_outcome: SessionOutcome) -> Gate:
     """`gate.undecided(reason)` and `gate.invalid(reason)`, in a test or in a fixture."""
     return Gate(session_outcome)
@@ -200,3 +228,13 @@ def run_cache(progress: PhaseProgress) -> RunCache:
     """Finished runs, shared within and across sessions ($ETRM_CACHE, else runs/cache)."""
     sources_hash()  # now, before anyone edits a file that is already imported
     return RunCache(announce=progress.say)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suite_properties(
+    pytestconfig: pytest.Config, record_testsuite_property: Callable[[str, object], None]
+) -> Iterator[None]:
+    """Scenario and rungs of every arm as properties of the JUnit file (--junitxml)."""
+    yield
+    for name, value in pytestconfig.stash[RUNS].properties():
+        record_testsuite_property(name, value)

@@ -37,9 +37,9 @@ from etrm.experiment.evidence import (
     Score,
 )
 from etrm.experiment.external_files import INFO, check_info, read_checkpoint_info, read_metrics
-from etrm.experiment.panel import MEANING
 from etrm.experiment.seed_reading import SeedRow, seed_reading, seed_scenario
 from etrm.experiment.verdict import Verdict, exit_code, judge
+from etrm.experiment.wording import MEANING
 
 EXAMPLE = "public_run_2026_01_21.json"
 FIT = 0.90  # the published plan's own criterion for a handful of tasks: "> 90 % or something is broken"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -18,21 +19,8 @@ from etrm.experiment.evidence import RUNGS, OracleEvidence, Score
 from etrm.experiment.reading import percent, rate, read_rung
 from etrm.experiment.verdict import Verdict, judge
 from etrm.experiment.verdict_schema import SCENARIOS
+from etrm.experiment.wording import COLOUR, DEPTH, HEADLINE, MEANING, NULL_NAMES, SIGN, questions
 
-MEANING = {
-    "A": "yes: the encoder drives the frozen decoder on tasks it has never seen",
-    "B": "broken: the loss does not reach the whole encoder, so it cannot learn",
-    "C": "no: the encoder trains, but what it learnt does not carry over to unseen tasks",
-    "INVALID": "no answer: the experiment itself is not in order, its numbers mean nothing",
-    "UNDECIDED": "no answer yet: the evidence cannot tell",
-}
-COLOUR = {"A": "green", "B": "red", "C": "yellow", "INVALID": "magenta", "UNDECIDED": "cyan"}
-DEPTH = {
-    "seen_task": "tasks it trained on, new queries",
-    "unseen_composition": "rules never shown to it",
-    "unseen_augmentation": "trained tasks, turned or recoloured anew",
-    "unseen_task": "tasks never shown to it",
-}
 WORST_LAST = ("A", "C", "B", "UNDECIDED", "INVALID")
 Figure = tuple[str, str, str]  # what, measured, compared with
 
@@ -89,9 +77,12 @@ def _oracle(oracle: OracleEvidence | None) -> str:
 
 def _headline(verdict: Verdict) -> str:
     """'arm calibration: A', its meaning and, where nothing was decided, what stood in the way."""
+    return f"{verdict.scenario}: {MEANING[verdict.scenario]} ({_seeds(verdict)})"
+
+
+def _seeds(verdict: Verdict) -> str:
     seeds = f"{verdict.evidence.seeds} seed{'' if verdict.evidence.seeds == 1 else 's'}"
-    sure = "" if verdict.scenario == "UNDECIDED" else f", confidence {verdict.confidence}"
-    return f"{verdict.scenario}: {MEANING[verdict.scenario]} ({seeds}{sure})"
+    return seeds if verdict.scenario == "UNDECIDED" else f"{seeds}, confidence {verdict.confidence}"
 
 
 def why(verdict: Verdict) -> list[str]:
@@ -113,36 +104,73 @@ def _notes(verdict: Verdict) -> list[str]:
 
 
 def render_panel(verdicts: Mapping[str, Verdict], report_path: str, width: int) -> RenderableType:
-    """One panel, a block for each arm; `width` in columns, `report_path`: where verdict.json and the report lie."""
+    """One panel, a block for each arm; `width` in columns, `report_path`: the report, or where verdict.json lies."""
     blocks: list[RenderableType] = []
     for arm, verdict in verdicts.items():
+        tone = COLOUR[verdict.scenario]
+        evidence = verdict.evidence
         title = Text.assemble(
-            (f" {arm} ", "bold reverse"), "  ", (_headline(verdict), f"bold {COLOUR[verdict.scenario]}")
-        )
-        table = Table(box=None, show_header=True, header_style="dim", pad_edge=False, expand=True)
-        for column, ratio in (("", 3), ("measured", 4), ("compared with", 5)):
+            (f" {verdict.scenario} ", f"bold reverse {tone}"), "  ",
+            (f"{HEADLINE[verdict.scenario]}", f"bold {tone}"),
+            (f"   {arm} arm, encoder {evidence.encoder}, {_seeds(verdict)}", "dim"),
+        )  # fmt: skip
+        table = Table(box=None, show_header=True, header_style="dim", pad_edge=False, expand=True, padding=(0, 2, 0, 0))
+        for column, ratio in (("", 3), ("measured", 4), ("compared with", 4)):
             table.add_column(column, ratio=ratio, overflow="fold")
-        for row in figures(verdict):
+        for row in key_figures(verdict):
             table.add_row(*(Text(cell) for cell in row))  # Text: a name in brackets is no markup
-        whys = [Text.assemble(("why: ", "bold"), reason) for reason in why(verdict)]
-        steps = [
-            Text.assemble(("next: ", "bold"), (step.command, "bold cyan"), f"   {step.why}")
-            for step in verdict.next_steps[:3]
-        ]
         blocks += [
             title,
-            *whys,
+            Text(f"{verdict.scenario}: {MEANING[verdict.scenario]}"),
+            Text(""),
+            _asked(verdict),
+            *(Text.assemble(("why: ", "bold"), reason) for reason in why(verdict)),
             Text(""),
             table,
             Text(""),
-            *steps,
+            *(
+                Text.assemble(("next: ", "bold"), step.why, "\n      ", (step.command, "bold cyan"))
+                for step in verdict.next_steps[:1]
+            ),
             *(Text(note, style="dim") for note in _notes(verdict)),
-            Text(""),
+            Rule(style="dim"),
         ]
-    files = Text.assemble(("files: ", "bold"), report_path)
+    files = Text.assemble(("report: ", "bold"), report_path)
     colour = COLOUR[max((v.scenario for v in verdicts.values()), key=WORST_LAST.index)] if verdicts else "white"
     question = "can this encoder drive this frozen decoder?"
     return Panel(Group(*blocks, files), title=question, border_style=colour, width=width, padding=(1, 2))
+
+
+def _asked(verdict: Verdict) -> Text:
+    """The five questions in a row, the deciding one underlined."""
+    style = {"yes": "green", "no": "bold red", "open": "bold cyan", "unasked": "dim"}
+    line = Text()
+    for q in questions(verdict):
+        mark = " underline" if q.number == verdict.question else ""
+        line.append(f"{SIGN[q.state]} {q.short}", style=style[q.state] + mark)
+        line.append("   ")
+    return line
+
+
+def key_figures(verdict: Verdict) -> list[Figure]:
+    """`figures` for a reader in a hurry: of the nulls the two that every A needs, and the one that comes nearest."""
+    rows = []
+    for what, measured, compared in figures(verdict):
+        name, _, depth = what.partition(": ")
+        rung = verdict.evidence.rung(name)
+        if rung is not None and rung.nulls:
+            best = max(rung.nulls, key=lambda null: rate(rung.nulls[null]))
+            shown = dict.fromkeys(("mismatched", "constant_context", best))
+            sizes = {m.n for m in rung.nulls.values()}
+            each = "" if len(sizes) == 1 else " of {n}"
+            words = [
+                f"{NULL_NAMES.get(n, n)} {rung.nulls[n].k}{each.format(n=rung.nulls[n].n)}"
+                for n in shown
+                if n in rung.nulls
+            ]
+            compared = ("" if each else f"of {sizes.pop()}: ") + ", ".join(words) + f" ({len(rung.nulls)} nulls)"
+        rows.append((f"{name.replace('_', ' ')}\n{depth}".rstrip(), measured, compared))
+    return rows
 
 
 def plain(verdicts: Mapping[str, Verdict], report_path: str = "") -> str:

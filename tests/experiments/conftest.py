@@ -1,7 +1,7 @@
 """Fixtures of the experiment's lanes: one finished run an arm, shared by every assertion on it (and by later sessions).
 
-A full session also earns the instrument's certificate, judges both arms under it, writes verdict.json and shows the
-panel.
+A full session also earns the instrument's certificate and judges both arms under it; the root conftest.py then writes
+verdict.json and the report and shows the panel.
 """
 
 import json
@@ -18,9 +18,8 @@ from etrm.errors import EvaluationError
 from etrm.experiment.certificate import certify, planted, read_trials, write_trials
 from etrm.experiment.evidence import Certificate, Evidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun
-from etrm.experiment.panel import render_panel
 from etrm.experiment.run_cache import key_parts
-from etrm.experiment.verdict import Verdict, judge, to_json
+from etrm.experiment.verdict import Verdict, judge
 from etrm.models.bundle import load_bundle
 
 ARMS = {
@@ -95,12 +94,6 @@ def run_arm(run_options: Any, cached: Callable[..., Path], progress: Any) -> Cal
     return run
 
 
-@pytest.fixture(scope="session", params=list(ARMS.values()))
-def arm_run(request: pytest.FixtureRequest, run_arm: Callable[..., ArmRun]) -> ArmRun:
-    """Each arm's finished run in turn."""
-    return run_arm(request.param)
-
-
 @pytest.fixture(scope="session")
 def certificate(run_arm: Callable[..., ArmRun], cached: Callable[..., Path], progress: Any) -> Certificate | str:
     """The instrument's certificate, or why it has none. Planted faults run once a key, like every run."""
@@ -118,18 +111,31 @@ def certificate(run_arm: Callable[..., ArmRun], cached: Callable[..., Path], pro
 
 
 @pytest.fixture(scope="session")
-def verdicts(
-    run_arm: Callable[..., ArmRun], certificate: Certificate | str, run_options: Any, session_outcome: Any
-) -> dict[str, Verdict]:
-    """Both arms judged under the certificate; verdict.json written and the panel shown when the session ends."""
-    held = certificate if isinstance(certificate, Certificate) else None
-    judged = {arm: judge(replace(run_arm(arm).evidence, certificate=held)) for arm in ARMS}
-    out = Path("runs") / (run_options.run_name or "experiment")
-    out.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(to_json(judged), indent=1) + "\n"
-    for path in (out / "verdict.json", run_options.verdict_json):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(document)
-    session_outcome.show(render_panel(judged, str(out / "verdict.json"), 100))
+def judged_arm(
+    run_arm: Callable[..., ArmRun], run_options: Any, session_runs: Any, request: pytest.FixtureRequest
+) -> Callable[[str], ArmRun]:
+    """`judged_arm(arm)`: its run, noted for the session's report; in a full session its evidence carries the
+    certificate.
+    """
+
+    def judged(arm: str) -> ArmRun:
+        run = run_arm(arm)
+        if run_options.slow:
+            held = request.getfixturevalue("certificate")
+            run.evidence = replace(run.evidence, certificate=held if isinstance(held, Certificate) else None)
+        session_runs.note(arm, run)
+        return run
+
     return judged
+
+
+@pytest.fixture(scope="session", params=list(ARMS.values()))
+def arm_run(request: pytest.FixtureRequest, judged_arm: Callable[[str], ArmRun]) -> ArmRun:
+    """Each arm's finished run in turn."""
+    return judged_arm(request.param)
+
+
+@pytest.fixture(scope="session")
+def verdicts(judged_arm: Callable[[str], ArmRun]) -> dict[str, Verdict]:
+    """Both arms judged, under the certificate in a full session."""
+    return {arm: judge(judged_arm(arm).evidence) for arm in ARMS}

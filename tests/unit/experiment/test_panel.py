@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from etrm.experiment.demo_evidence import demo_evidence, healthy
-from etrm.experiment.panel import MEANING, main, plain, render_panel, why
+from etrm.experiment.panel import main, plain, render_panel, why
 from etrm.experiment.verdict import Verdict, judge
+from etrm.experiment.wording import MEANING
 
 pytestmark = pytest.mark.fast
 SCENARIOS = ("A", "B", "C", "UNDECIDED", "INVALID")
@@ -80,3 +81,17 @@ def test_names_in_brackets_are_no_markup() -> None:
 def test_demo_command(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--demo", scenario, "--plain"]) == 0
     assert f"calibration: {scenario}" in capsys.readouterr().out
+
+
+def test_the_five_questions_stop_at_the_one_that_decided() -> None:
+    assert "✓ valid? ✓ gradient? ✓ learns? ✓ fits? ✓ transfers?" in as_text({"calibration": judge(healthy())})
+    assert "✓ valid? ✗ gradient? · learns?" in as_text({"calibration": judge(demo_evidence("B"))})
+    assert "✓ gradient? ? learns? · fits?" in as_text({"calibration": judge(demo_evidence("UNDECIDED"))})
+
+
+def test_panel_names_the_nearest_null_beside_the_required_ones() -> None:
+    good = healthy()
+    nulls = {**good.rungs[1].nulls, "copy_input": replace(good.rungs[1].nulls["copy_input"], k=200)}
+    near = replace(good, rungs=(good.rungs[0], replace(good.rungs[1], nulls=nulls)))
+    text = as_text({"calibration": judge(near)}, 200)
+    assert "of 512: demonstrations of another task 6" in text and "copying the input 200 (7 nulls)" in text
