@@ -310,7 +310,7 @@ def test_the_config_folder_of_another_project_does_not_hide_the_shipped_files(tm
     monkeypatch.chdir(tmp_path)
     assert compose("cfg_micro").values["bundle"] == "micro"
     assert load(One, "theirs") == One(7)
-    with pytest.raises(ConfigError, match="no config 'nowhere' under .*theirs"):
+    with pytest.raises(ConfigError, match=r"no config 'nowhere' under .*theirs"):
         compose("nowhere")
 
 
