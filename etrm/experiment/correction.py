@@ -1,4 +1,4 @@
-"""p-values of several rungs against the same null, corrected by Holm's method: asking three rungs is asking three times."""
+"""p-values of several rungs against the same null, corrected by Holm's method: three rungs asked are three tests."""
 
 from collections.abc import Sequence
 from dataclasses import replace
