@@ -14,6 +14,7 @@ import numpy as np
 
 from etrm.data.arc import Task, duplicate_groups, fits, load_arc
 from etrm.data.augment import Augmentation, sample_augmentations
+from etrm.data.grids import canonical_pair_hash
 from etrm.errors import DataError
 
 
@@ -75,6 +76,14 @@ def split_arc(benchmark: ArcBenchmark) -> ArcSplit:
     cuts = np.cumsum([benchmark.validation, benchmark.unseen, benchmark.unseen_known])
     validation, unseen, known = shuffled[: cuts[0]], shuffled[cuts[0] : cuts[1]], shuffled[cuts[1] : cuts[2]]
     return ArcSplit(tuple(shuffled[cuts[2] :]), tuple(validation), tuple(unseen), tuple(known))
+
+
+def shows_its_answer(task: Task) -> bool:
+    """Is one of the task's queries a demonstration of it, turned or recoloured? A memory of augmented pairs answers it,
+    so no claim may rest on such a task.
+    """
+    shown, asked = ({canonical_pair_hash(p.input, p.output) for p in s} for s in (task.demos, task.queries))
+    return bool(shown & asked)
 
 
 def task_augmentations(task: Task, count: int, colours: bool, seed: int) -> list[Augmentation]:

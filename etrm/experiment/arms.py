@@ -13,7 +13,7 @@ import numpy as np
 
 from etrm.config.schema import RunConfig
 from etrm.data.arc import Task, overlaps
-from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
+from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, shows_its_answer, split_arc, task_augmentations
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import ArcQuery, ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, Benchmark, Member, benchmark, random_grids
@@ -143,6 +143,7 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
         return ArcSource(tasks, augmentations, b.side, data.max_demos, bundle.row_of, data.leave_one_out)
 
     def rung(name: str, tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], known: bool) -> Rung:
+        tasks, augmentations = _claimable(tasks, augmentations)
         drawn = source(tasks, augmentations)
         queries = drawn.queries()
         asked = tuple((drawn.task_ids[q.task], q.query, q.augmentation) for q in queries)
@@ -159,7 +160,7 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
     checked = [task_augmentations(t, votes, data.colour_augmentation, 993 + seed) for t in split.validation]
     shared = overlaps(train, (*split.validation, *unseen))
     known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
-    steered = unseen[: config.evaluation.oracle_tasks]
+    steered = _claimable(unseen, voted)[0][: config.evaluation.oracle_tasks]
     drawn = source(train, trained)
     probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
     checks = (
@@ -199,5 +200,14 @@ def _arc_oracle(asked: ArcSource) -> tuple[Batch, Batch]:
     return asked.encode(pairs), asked.encode(asked.queries())
 
 
+def _claimable(
+    tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]
+) -> tuple[tuple[Task, ...], list[list[Augmentation]]]:
+    """Without the tasks whose query is one of their demonstrations, turned or recoloured; those are trained on only."""
+    kept = [(t, a) for t, a in zip(tasks, augmentations, strict=True) if not shows_its_answer(t)]
+    return tuple(t for t, _ in kept), [a for _, a in kept]
+
+
 def _votes(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]) -> int:
-    return sum(len(t.queries) * len(a) for t, a in zip(tasks, augmentations, strict=True))
+    kept, listed = _claimable(tasks, augmentations)
+    return sum(len(t.queries) * len(a) for t, a in zip(kept, listed, strict=True))

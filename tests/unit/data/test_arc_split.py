@@ -7,7 +7,15 @@ from itertools import combinations
 import pytest
 
 from etrm.data.arc import fits, overlaps
-from etrm.data.arc_split import ARC_BENCHMARKS, ArcSplit, arc_benchmark, distinct_tasks, split_arc, task_augmentations
+from etrm.data.arc_split import (
+    ARC_BENCHMARKS,
+    ArcSplit,
+    arc_benchmark,
+    distinct_tasks,
+    shows_its_answer,
+    split_arc,
+    task_augmentations,
+)
 from etrm.data.augment import IDENTITY
 from etrm.data.grids import canonical_pair_hash, canonical_task_hashes
 from etrm.errors import DataError
@@ -77,6 +85,7 @@ def test_tasks_whose_query_is_a_turned_or_recoloured_demonstration_are_on_record
         for task in getattr(split, part):
             shown, asked = ({canonical_pair_hash(p.input, p.output) for p in s} for s in (task.demos, task.queries))
             found[part] |= {task.id} if shown & asked else set()
+            assert shows_its_answer(task) == (task.id in found[part])
     assert found == TURNED_DEMONSTRATIONS[version]
 
 
