@@ -2,8 +2,8 @@
 
 Shape, dtype and finiteness are a contract: another context cannot be read at all. Scale and active tokens are findings
 against the bundle's own statistics: the decoder reads such a context, but has never seen one. A context thirty times
-too large, or sixteen full tokens in front of a decoder whose own contexts fill one, fails here and nowhere else. Ratios
-only, so that no number depends on a bundle's units.
+too large, or sixteen full tokens in front of a decoder whose own contexts fill one, fails here and nowhere else.
+Ratios only, so that no number depends on a bundle's units.
 
 Legend: B batch, T context tokens, D hidden.
 """

@@ -22,7 +22,7 @@ from etrm.probes.gradient_audit import AuditReport, gradient_audit
 from etrm.probes.gradients import Coverage, GradientState, State, classify, coverage, tokens_without_path
 from etrm.probes.graph_breaks import observe
 from etrm.probes.registration import frozen_parameters
-from etrm.probes.subject import Rerun, watchable
+from etrm.probes.subject import Rerun, unwrap, watchable
 from etrm.training.update import LossHead
 
 Relation = Literal["true", "cut", "scaled", "invented", "unmeasured"]
@@ -99,7 +99,8 @@ def diagnose(
     """The state of the encoder's gradient from the LM loss alone, judged against finite differences, with the place.
 
     Args:
-        head: the loss head around an ETRM; its modes (train, eval) are left as they are.
+        head: the loss head around an ETRM; its modes (train, eval) are left as they are. An encoder that keeps a part
+            frozen on purpose says so: `self.declared_frozen = ("embed.*",)`, names or patterns of its parameters.
         episodes: a batch; `carry` the state before it, fresh where None.
         optimisers: those that should hold the encoder's parameters; not asked for where empty.
         steps: ACT steps, carry kept.
@@ -121,8 +122,10 @@ def diagnose(
         raise ProbeError(
             f"{type(encoder).__name__} is on the meta device, which holds no numbers; put it on a real one."
         )
-    own = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
-    allowed = ("model.decoder", *(f"model.encoder.{name}" for name in getattr(encoder, "declared_frozen", ())))
+    inner = unwrap(encoder)  # of torch.compile and DDP, whose names carry a prefix
+    own = {n: p for n, p in inner.named_parameters() if p.requires_grad}
+    meant = getattr(inner, "declared_frozen", ())
+    allowed = ("model.decoder", *(f"model.encoder.{w}{name}" for name in meant for w in ("", "_orig_mod.", "module.")))
     if not own:
         return _frozen_encoder(head, encoder)
     walk = _Steps(head, episodes, carry, steps, seed)
@@ -138,7 +141,8 @@ def diagnose(
         if total.requires_grad:
             found = list(torch.autograd.grad(total, list(own.values()), allow_unused=True))
         passes.clear()
-    opening = {n.removeprefix("model.encoder.") for item in breaks.transient for n in item.parameters}
+    opens = {id(head.get_parameter(n)) for item in breaks.transient for n in item.parameters}
+    opening = {n for n, p in own.items() if id(p) in opens}
     gradients = {n: g for n, g in zip(own, found, strict=True) if n not in opening} or dict.fromkeys(own)
     rough = sorted(n for n, g in gradients.items() if g is not None and not bool(torch.isfinite(g).all()))
     if rough:

@@ -5,6 +5,7 @@ correct.
 import dataclasses
 import hashlib
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etrm.config.compose import build, compose, config_hash, default_root, load, to_dict
+from etrm.config.compose import build, compose, config_hash, default_root, load, shipped_root, to_dict
 from etrm.errors import ConfigError
 
 pytestmark = pytest.mark.fast
@@ -312,6 +313,16 @@ def test_the_config_folder_of_another_project_does_not_hide_the_shipped_files(tm
     assert load(One, "theirs") == One(7)
     with pytest.raises(ConfigError, match=r"no config 'nowhere' under .*theirs"):
         compose("nowhere")
+
+
+def test_the_wheel_puts_the_configs_where_they_are_looked_for(tmp_path, monkeypatch):
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    target = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["config"]
+    installed = tmp_path / "site-packages"
+    (installed / target).mkdir(parents=True)
+    (installed / target / "run_base.yaml").write_text("")
+    monkeypatch.setattr("etrm.config.compose.__file__", str(installed / "etrm" / "config" / "compose.py"))
+    assert shipped_root() == installed / target
 
 
 def test_without_a_config_folder_the_error_says_where_it_looked(tmp_path, monkeypatch):

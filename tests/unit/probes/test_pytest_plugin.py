@@ -175,6 +175,47 @@ def test_in_another_repository(elsewhere):
     assert "pytest_plugin.py" not in result.stdout.str().split("short test summary")[0].split("test_trains")[1]
 
 
+THEIR_ENCODER = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.out = nn.Linear(2 * spec.seq_len, spec.context_tokens * spec.hidden_size)
+        self.shape = (spec.context_tokens, spec.hidden_size)
+
+    def forward(self, demo_inputs, demo_labels, demo_mask):
+        pairs = torch.cat((demo_inputs, demo_labels), -1).float().mean(1)
+        h = self.out(pairs)
+        return h.detach().unflatten(1, self.shape)
+
+def make(spec):
+    return Mine(spec)
+"""
+THEIR_VERDICT = """
+def test_mine(frozen_decoder_verdict):
+    verdict = frozen_decoder_verdict("my_encoder.py:make", bundle="micro", length="short")
+    assert verdict.gradient.state == "intact", verdict
+
+def test_no_such_bundle(frozen_decoder_verdict):
+    frozen_decoder_verdict("my_encoder.py:make", bundle="macro")
+"""
+
+
+def test_the_verdict_fixture_judges_an_encoder_beside_the_test(pytester):
+    inside = pytester.mkdir("tests")
+    (inside / "my_encoder.py").write_text(THEIR_ENCODER)
+    (inside / "test_mine.py").write_text(THEIR_VERDICT)
+    loaded = any(item.value == "etrm.pytest_plugin" for item in entry_points(group="pytest11"))
+    extra = () if loaded else ("-p", "etrm.pytest_plugin")
+    result = pytester.runpytest_inprocess(*extra, "-p", "no:cacheprovider")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        ["*AssertionError: *(gradient blocked*", "*BundleError: no embedded config*micro, cal-1*"]
+    )
+
+
 def test_all_options_have_the_prefix():
     names = []
     group = SimpleNamespace(addoption=lambda name, **_: names.append(name))
