@@ -70,5 +70,5 @@ def run_arm(run_options: Any, run_cache: Any, progress: Any, torch_threads: int)
 
 @pytest.fixture(scope="session")
 def calibration(run_arm: Callable[[str], ArmRun]) -> ArmRun:
-    """The calibration arm; the root conftest.py knows it by its name and, in a full run, shows and writes its verdict."""
+    """The calibration arm; the root conftest.py knows it by name and, in a full run, shows and writes its verdict."""
     return run_arm("calibration")
