@@ -68,7 +68,8 @@ def test_run_key_parts():
 def test_package_metadata():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"etrm": "etrm.pytest_plugin"}
-    assert sorted(project["optional-dependencies"]) == ["official", "tensorboard", "test", "wandb"]
+    assert sorted(project["optional-dependencies"]) == ["docs", "official", "tensorboard", "test", "wandb"]
+    assert project["scripts"] == {"etrm": "etrm.cli.main:main"}
     assert (
         f"## [{etrm.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
         or "[Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
