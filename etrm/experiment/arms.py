@@ -57,6 +57,7 @@ class Arm:
     checks: tuple[Check, ...]
     planned_queries: dict[str, int]  # by rung, from the config and the split alone
     most_steps: int  # ACT steps after which a slot takes a new episode at the latest
+    pool: int | None  # distinct questions that training can draw; None: as many as it likes
 
 
 def arm_name(benchmark_name: str) -> ArmName:
@@ -127,6 +128,7 @@ def _rules(config: RunConfig, bundle: Bundle, b: Benchmark) -> Arm:
             "unseen_composition": len(split.test) * sizes.unseen_queries,
         },
         bundle.structure.halt_max_steps,
+        None,
     )
 
 
@@ -187,6 +189,7 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
             "unseen_task": _votes(unseen, voted),
         },
         bundle.structure.halt_max_steps,
+        sum(len(t.demos) * len(a) for t, a in zip(train, trained, strict=True)),
     )
 
 

@@ -54,8 +54,23 @@ CHECK_RULES: dict[str, CheckRule] = {
     "decoder_competent": CheckRule("H1", "INVALID", "start", "the decoder is competent with its own contexts", VERIFY),
     "provenance": CheckRule("H5", "INVALID", "start", "the decoder's training tasks are known", INSPECT),
     "disjoint": CheckRule("H5", "INVALID", "start", "train and test are disjoint by canonical hash", f"{GATE} h5"),
+    "episodes_true": CheckRule("H5", "INVALID", "start", "every drawn episode follows its own task", f"{GATE} h5"),
+    "episodes_fresh": CheckRule("H5", "INVALID", "start", "draws are distinct, even and repeatable", f"{GATE} h5"),
+    "rungs_true": CheckRule("H5", "INVALID", "start", "every rung asks what it claims to ask", f"{GATE} h5"),
+    "encoder_pure": CheckRule(
+        "H3", "INVALID", "start", "the context is of the sample's own demonstrations", f"{GATE} h3"
+    ),
+    "trainable_fp32": CheckRule("H4", "INVALID", "start", "every trainable tensor is fp32", f"{GATE} h4"),
+    "evaluator_true": CheckRule("H6", "INVALID", "start", "the evaluator counts what was answered", f"{GATE} h6"),
     "context_contract": CheckRule("H3", "INVALID", "start", "the context is finite and (B, T, D)", f"{GATE} h3"),
     "finite": CheckRule("H4", "INVALID", "start", "losses and gradients are finite", f"{GATE} h4"),
+    "optimiser_complete": CheckRule("H4", "INVALID", "outcome", "the optimisers hold the encoder, whole", f"{GATE} h4"),
+    "update_true": CheckRule("H4", "INVALID", "outcome", "an update does what the config says", f"{GATE} h4"),
+    "step_size": CheckRule("H4", "UNDECIDED", "outcome", "the base rate fits the weights", SWEEP),
+    "average_settled": CheckRule("H4", "UNDECIDED", "outcome", "averaged weights have left their start", SWEEP),
+    "gradient_kept": CheckRule(
+        "H2", "INVALID", "outcome", "every sample still reaches the encoder later on", f"{GATE} h2"
+    ),
     "budget": CheckRule("H4", "INVALID", "outcome", "the executed budget is the planned one", "make experiment"),
     "schedule": CheckRule("H4", "UNDECIDED", "outcome", "the learning rate had its base long enough", SWEEP),
     "queries_evaluated": CheckRule("H6", "INVALID", "outcome", "every query was evaluated once", f"{GATE} h6"),

@@ -23,7 +23,9 @@ from etrm.config.schema import RunConfig
 from etrm.errors import BundleError, EncoderContractError, NonFiniteError
 from etrm.evaluation.controls import Answers
 from etrm.experiment.arms import Arm, arm_name, build_arm
-from etrm.experiment.checks import Check, check
+from etrm.experiment.checks import Check, check, failure_of
+from etrm.experiment.correction import corrected_over_rungs
+from etrm.experiment.drawn import CountingSource, least_distinct
 from etrm.experiment.evidence import (
     ALL_NULLS,
     Budget,
@@ -36,9 +38,13 @@ from etrm.experiment.evidence import (
 )
 from etrm.experiment.oracles import measure_oracles
 from etrm.experiment.outcome import compare_with_controls, final_metrics, findings, own_answers, short_loss_evidence
+from etrm.experiment.preflight import preflight
+from etrm.experiment.preflight.update import update_checks
 from etrm.experiment.scores import rung_evidence, score_of
+from etrm.experiment.showcase import record_showcase
 from etrm.experiment.validity import competence, decoder_checks, frozen_checks, positive_control
-from etrm.experiment.watch import gradient_watch
+from etrm.experiment.votes import voted_metrics
+from etrm.experiment.watch import gradient_watch, lost_later
 from etrm.experiment.watch_record import gradient_evidence, watch_json
 from etrm.models.bundle import Bundle, load_bundle
 from etrm.models.encoders import build_encoder
@@ -65,7 +71,9 @@ class RunRecord:
     constant_losses: list[float] = field(default_factory=list)
     watch: dict[str, Any] = field(default_factory=dict)
     minutes: dict[str, float] = field(default_factory=dict)
-    frozen: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)  # how the decoder differed at an evaluation
+    lost: list[str] = field(default_factory=list)  # samples and tokens without gradient at an evaluation
+    steps_taken: int = 0  # optimiser steps, counted by the optimiser itself
     probe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -114,6 +122,8 @@ class FrozenDecoderRun:
         before = [*decoder_checks(head.decoder, bundle), *arm.checks]
         positive = positive_control(config, arm, bundle)
         before.append(competence(positive, arm))
+        if not any(c.ok is False for c in before if c.hypothesis == "H1"):
+            before += preflight(config, arm, bundle, model)
         if any(c.ok is False and c.name != "enough_tasks" for c in before):
             return replace(self._refused(tuple(before)), positive_control=score_of("positive", positive, arm.rungs[0]))
         watch = gradient_watch(config, head, arm.source, torch.device("cpu"))
@@ -125,6 +135,10 @@ class FrozenDecoderRun:
             stopped = (*before, *moved, check("finite", watch.finite, "gradients of the first updates"), CONTRACT)
             return self._evidence(arm, stopped, gradient, positive)
         state = encoder_state(config, head, len(arm.source.task_ids))
+        before += update_checks(config, arm, state)
+        if any(c.ok is False and failure_of(c) == "INVALID" for c in before):
+            return self._evidence(arm, (*before, CONTRACT), gradient, positive)
+        self._lap("update rehearsal")
         if config.loss.objective == "lm+table":
             state.teacher = bundle.table
         start = own_answers(config, model, arm.probe)
@@ -135,21 +149,22 @@ class FrozenDecoderRun:
         oracles = (None, None) if self.length == "short" else measure_oracles(arm, bundle, config)
         self._lap("oracles")
         optimisers = [o for o, _ in state.optimizers.values()]
+        lost, taken, planned = self.record.lost, self.record.steps_taken, budget.planned_updates
         checks = [
             *before,
             *frozen_checks(frozen, head.decoder, optimisers, self.record.frozen),
             check("finite", True, "every loss and gradient norm was finite"),
             CONTRACT,
-            check(
-                "budget",
-                budget.executed_updates == budget.planned_updates,
-                f"{budget.executed_updates} of {budget.planned_updates} planned updates",
-            ),
+            check("gradient_kept", not lost, "; ".join(lost[:2]) or f"at {len(self.record.curve)} points of the run"),
+            check("budget", taken == planned, f"{taken} of {planned} planned optimiser steps"),
         ]
         if self.length == "full":
             asked, expected = sum(r.score.n for r in rungs), sum(arm.planned_queries.values())
             checks.append(check("queries_evaluated", asked == expected, f"{asked} of {expected} planned queries"))
+            record_showcase(self.folder, arm, model, bundle, config)
         metrics = final_metrics(config, arm, model, self.folder / "metrics.jsonl", rungs)
+        if self.length == "full":
+            metrics |= voted_metrics(config, arm, model, bundle)
         evidence = self._evidence(arm, tuple(checks), gradient, positive, loss, rungs, budget, metrics)
         return replace(evidence, oracle_many=oracles[0], oracle_demos=oracles[1])
 
@@ -181,6 +196,7 @@ class FrozenDecoderRun:
             self.record.curve.append(row)
             moved = frozen.check(head.decoder, [o for o, _ in state.optimizers.values()], modes=False)
             self.record.frozen += [f"update {step}: {d}" for d in moved]
+            self.record.lost += [f"update {step}: {d}" for d in lost_later(config, head, arm.source, step)]
 
         def tell(done: int, value: float) -> None:
             if self.report is not None:
@@ -191,7 +207,15 @@ class FrozenDecoderRun:
         head.train()
         head.decoder.eval()
         log = self.folder / "metrics.jsonl"
-        return fit(config, state, arm.source, rng, torch.device("cpu"), log, None, points, tell)
+        source = CountingSource(arm.source)
+        counters = [o.register_step_post_hook(self._count_step) for o, _ in state.optimizers.values()]
+        record = fit(config, state, source, rng, torch.device("cpu"), log, None, points, tell)
+        for counter in counters:
+            counter.remove()
+        return replace(record, episodes=round(record.episodes * source.distinct_share))
+
+    def _count_step(self, *_: object) -> None:
+        self.record.steps_taken += 1
 
     def _outcome(
         self,
@@ -213,7 +237,9 @@ class FrozenDecoderRun:
             self.record.constant_losses = found.constant_losses
             loss = found.evidence
             self._lap("constant context and probe")
-            rungs = tuple(rung_evidence(r, model, untrained, found.constant, config, bundle.side) for r in arm.rungs)
+            rungs = corrected_over_rungs(
+                [rung_evidence(r, model, untrained, found.constant, config, bundle.side) for r in arm.rungs]
+            )
             self._lap("rungs and nulls")
         self.record.probe = {"start": loss.probe_start, "end": loss.probe_end, "p_decrease": loss.p_decrease}
         return loss, rungs
@@ -241,7 +267,8 @@ class FrozenDecoderRun:
     def _spent(self, arm: Arm, budget: BudgetRecord | None) -> Budget:
         """Planned against executed; without a record the run was stopped at its gradient."""
         planned = planned_updates(self.config.budget, len(arm.source.task_ids))
-        fresh = planned * self.config.budget.batch_size // arm.most_steps  # each slot refills at least so often
+        slots = planned * self.config.budget.batch_size // arm.most_steps  # each slot refills at least so often
+        fresh = least_distinct(slots, arm.pool)
         if budget is None:
             warmup = self.config.optim.warmup_updates / planned
             return Budget(planned, 0, fresh, 0, warmup, True, "broken gradient")

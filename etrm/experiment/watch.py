@@ -141,3 +141,34 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
         state = replace(diagnosis.gradient, state=diagnosis.state, notes=(*diagnosis.gradient.notes, diagnosis.detail))
     late = {n: v or 0.0 for n, v in norms[-1].items()}
     return GradientWatch(state, tuple(norms), tuple(coverages), calls[0], FIRST + THEN, finite, late, diagnosis)
+
+
+def lost_later(config: RunConfig, head: LossHead, source: Source, step: int) -> list[str]:
+    """Samples and context tokens without a gradient at this point of a run, over two ACT steps with the carry kept.
+
+    Weights, gradients and random state are left as they were.
+    """
+    encoder = head.model.encoder
+    assert isinstance(encoder, torch.nn.Module)
+    random_state = torch.get_rng_state()
+    kept = {n: p.grad for n, p in encoder.named_parameters()}
+    generator = torch.Generator().manual_seed(step)
+    new = Episodes.of(source.sample(SAMPLES, np.random.default_rng([78, step])), torch.device("cpu"))
+    carry = fresh_carry(head.decoder, new)
+    lost: list[str] = []
+    for act in range(2):
+        carry, out = act_step(head, carry, new, 0.0, generator)
+        lm = step_loss(out.logits, out.halt, out.episodes.labels, config.loss.cross_entropy).lm
+        if not lm.requires_grad:
+            lost.append(f"the loss of ACT step {act + 1} hangs on no parameter")
+            continue
+        found = coverage(lm, encoder, out.encoded.context)
+        cut = tokens_without_path(out.encoded.context, encoder)
+        if not found.complete or cut:
+            lost.append(
+                f"ACT step {act + 1}: samples {list(found.lost_samples)}, tokens {sorted(cut)[:3]} get no gradient"
+            )
+    for name, parameter in encoder.named_parameters():
+        parameter.grad = kept[name]
+    torch.set_rng_state(random_state)
+    return lost

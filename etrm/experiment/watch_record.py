@@ -17,8 +17,8 @@ def gradient_evidence(watch: GradientWatch) -> GradientEvidence:
     missing = watch.missing()
     detail = str(state).replace("\n", ";")
     if missing and state.state == "intact":
-        return GradientEvidence("partial", f"{missing[0][1]} at update {missing[0][0]}", detail)
-    return GradientEvidence(state.state, places[0] if places else "", detail)
+        return GradientEvidence("partial", watch.place or f"{missing[0][1]} at update {missing[0][0]}", detail)
+    return GradientEvidence(state.state, watch.place or (places[0] if places else ""), detail)
 
 
 def watch_json(watch: GradientWatch) -> dict[str, Any]:
@@ -33,5 +33,7 @@ def watch_json(watch: GradientWatch) -> dict[str, Any]:
         "encoder_calls": watch.encoder_calls,
         "updates": watch.updates,
         "finite": watch.finite,
+        "place": watch.place,
+        "relation": watch.relation,
         "norms": [dict(n) for n in watch.norms],
     }

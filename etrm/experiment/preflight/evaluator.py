@@ -1,0 +1,179 @@
+"""Does the evaluator count what was answered? Known answers through the real path, and what it may not depend on.
+
+A decoder that answers from a list gives 100 % with the right list, 0 % with one wrong cell a query, and the same with
+any batch size. Labels never reach an answer, the weights of this moment do, and the mismatched null really shows each
+query another task's demonstrations.
+
+Legend: N queries, S canvas cells, V vocabulary, T context tokens, D hidden.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etrm.config.schema import RunConfig
+from etrm.data.episodes import Batch
+from etrm.data.grids import COLOUR0, IGNORE, VOCAB
+from etrm.errors import EtrmError
+from etrm.evaluation.controls import answer, contexts_of, null_contexts
+from etrm.evaluation.voting import FRACTION_RULE
+from etrm.experiment.arms import Arm, Rung
+from etrm.experiment.checks import Check, check
+from etrm.experiment.scores import result_of
+from etrm.experiment.votes import voted
+from etrm.models.bundle import Bundle
+from etrm.models.encoders import EncoderSpec
+from etrm.models.etrm import ETRM
+from etrm.models.trm import Latents, TRMDecoder
+
+ASKED = 48
+
+
+class Listed(TRMDecoder):
+    """A decoder that answers each input (S,) with the tokens that a list gives for it."""
+
+    def __init__(self, like: TRMDecoder, inputs: np.ndarray, answers: np.ndarray) -> None:
+        super().__init__(like.structure)
+        self.answers = {row.tobytes(): answer for row, answer in zip(inputs, answers, strict=True)}
+
+    def forward(self, latents: Latents, inputs: Tensor, context: Tensor) -> tuple[Latents, Tensor, Tensor]:
+        tokens = np.stack([self.answers[row.tobytes()] for row in inputs.cpu().numpy()])
+        logits = F.one_hot(torch.from_numpy(tokens), VOCAB).float() * 9
+        return latents, logits.to(inputs.device), torch.zeros(len(tokens), device=inputs.device)
+
+
+class Fingerprint(nn.Module):
+    """An "encoder" whose context names the shown demonstrations: equal contexts mean equal demonstrations."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        size = spec.context_tokens * spec.hidden_size
+        self.directions = torch.randn(2 * spec.seq_len, size, generator=generator)
+        self.shape = (spec.context_tokens, spec.hidden_size)
+
+    def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
+        pairs = torch.cat((demo_inputs, demo_labels), dim=-1).float()  # (B, K, 2S)
+        # Not linear in a pair: another pairing of the same inputs and outputs must give another sum.
+        waves = torch.sin(pairs @ self.directions) * demo_mask.unsqueeze(-1)
+        return waves.sum(dim=1).view(-1, *self.shape)
+
+
+def evaluator_checks(config: RunConfig, arm: Arm, model: ETRM, bundle: Bundle) -> list[Check]:
+    """`evaluator_true`."""
+    faults: list[str] = []
+    for rung in arm.rungs:
+        at = _one_of_each(rung.batch)
+        part = Rung(rung.name, rung.batch.take(at), rung.task_ids, rung.known)
+        faults += [f"{rung.name}: {f}" for f in (*_counting(config, part, model.decoder), *_nulls(config, part, model))]
+        faults += _votes(config, rung, model.decoder, bundle.side)
+    faults += _dependence(config, arm, model)
+    said = "known answers score 100 % and 0 % at any batch size; nulls show other tasks; labels stay out of answers"
+    return [check("evaluator_true", not faults, "; ".join(faults[:3]) or said)]
+
+
+def _one_of_each(batch: Batch) -> np.ndarray:
+    """Indices of at most ASKED queries with distinct inputs, in rounds over the tasks."""
+    seen: set[bytes] = set()
+    chosen: list[int] = []
+    for i in np.argsort(np.arange(len(batch)) % max(1, len(batch) // ASKED), kind="stable"):
+        if len(chosen) < ASKED and (key := batch.inputs[i].tobytes()) not in seen:
+            seen.add(key)
+            chosen.append(int(i))
+    return np.array(sorted(chosen))
+
+
+def _tokens(labels: np.ndarray) -> np.ndarray:
+    """Labels as an answer: what is ignored is answered with a colour, which must not matter."""
+    return np.where(labels == IGNORE, COLOUR0, labels)
+
+
+def _counting(config: RunConfig, rung: Rung, decoder: TRMDecoder) -> list[str]:
+    batch, kind = rung.batch, config.loss.cross_entropy
+    right = _tokens(batch.labels)
+    wrong = right.copy()
+    for row, labels in zip(wrong, batch.labels, strict=True):
+        first = np.flatnonzero(labels != IGNORE)[0]
+        row[first] = COLOUR0 if row[first] != COLOUR0 else COLOUR0 + 1
+    contexts = torch.zeros(len(batch), decoder.structure.context_tokens, decoder.structure.hidden_size)
+    faults = []
+    for size in (len(batch), 7, 1):
+        good = answer(Listed(decoder, batch.inputs, right), batch, contexts, size, kind)
+        bad = answer(Listed(decoder, batch.inputs, wrong), batch, contexts, size, kind)
+        for found, expected in ((good, len(batch)), (bad, 0)):
+            result = result_of(rung.name, found.exact, rung)
+            if (result.k, result.n, result.tasks) != (expected, len(batch), len(np.unique(batch.task))):
+                faults.append(f"{result.k} of {result.n} counted in batches of {size}, {expected} of {len(batch)} true")
+    return faults
+
+
+def _nulls(config: RunConfig, rung: Rung, model: ETRM) -> list[str]:
+    """Mismatched demonstrations are another task's, permuted ones are not the query's own."""
+    batch, size = rung.batch, config.evaluation.batch_size
+    spec = model.spec
+    reader = ETRM(Fingerprint(spec), model.decoder, spec)
+    constant = torch.zeros(spec.context_tokens, spec.hidden_size)
+    found = {n: make().float() for n, make in null_contexts(reader, reader, constant, batch, size, 0).items()}
+    own = contexts_of(reader, batch, size)
+    lent = {own[i].numpy().tobytes(): int(batch.task[i]) for i in range(len(batch))}
+    keys = [c.numpy().tobytes() for c in found["mismatched"]]
+    faults = [f"{name} has no contexts for every query" for name, c in found.items() if len(c) != len(batch)]
+    kept = sum(lent.get(key, int(t)) == int(t) for key, t in zip(keys, batch.task, strict=True))
+    if kept:
+        faults.append(f"the mismatched null shows {kept} of {len(batch)} queries no other task's demonstrations")
+    several = batch.demo_mask.sum(axis=1) > 1
+    same = (found["permuted_outputs"] == own).flatten(1).all(dim=1).numpy() & several
+    if same.sum() > 0.1 * several.sum():
+        faults.append(f"permuted outputs are the query's own in {same.sum()} of {several.sum()} queries")
+    return faults
+
+
+def _votes(config: RunConfig, rung: Rung, decoder: TRMDecoder, side: int) -> list[str]:
+    """Perfect answers through turning back, cropping and voting."""
+    if not rung.asked:
+        return []
+    distinct = Listed(decoder, rung.batch.inputs, _answered(rung.batch))
+    contexts = torch.zeros(len(rung.batch), decoder.structure.context_tokens, decoder.structure.hidden_size)
+    found = answer(distinct, rung.batch, contexts, config.evaluation.batch_size, config.loss.cross_entropy)
+    try:
+        score = voted(rung, found, side).pass_at(1, FRACTION_RULE)
+    except EtrmError as error:
+        return [f"{rung.name}: perfect answers cannot be voted: {error}"]
+    return [] if score > 0.99 else [f"{rung.name}: perfect answers vote to {score:.1%}"]
+
+
+def _answered(batch: Batch) -> np.ndarray:
+    """The right tokens with nothing where nothing is scored, so that a crop finds the grid's end."""
+    return np.where(batch.labels == IGNORE, 0, batch.labels)
+
+
+def _dependence(config: RunConfig, arm: Arm, model: ETRM) -> list[str]:
+    """Answers depend on the encoder's weights of this moment, and not on labels."""
+    batch = arm.probe.batch.take(np.arange(min(16, len(arm.probe.batch))))
+    size, kind = config.evaluation.batch_size, config.loss.cross_entropy
+    own = contexts_of(model, batch, size)
+    other = Batch(
+        batch.inputs, np.roll(batch.labels, 1, axis=1), batch.demo_inputs, batch.demo_labels, batch.demo_mask,
+        batch.task, batch.row,
+    )  # fmt: skip
+    faults = []
+    one, two = (answer(model.decoder, b, own, size, kind) for b in (batch, other))
+    if not (np.array_equal(one.tokens, two.tokens) and np.array_equal(one.halt, two.halt)):
+        faults.append("answers change with the labels")
+    encoder = model.encoder
+    kept = copy.deepcopy(encoder.state_dict())
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(
+                0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p) * (p.abs().mean() + 0.1)
+            )
+    moved = contexts_of(model, batch, size)
+    encoder.load_state_dict(kept)
+    if torch.equal(own, moved):
+        faults.append("contexts do not change with the encoder's weights")
+    if not torch.equal(own, contexts_of(model, batch, size)):
+        faults.append("contexts of the same weights differ between two evaluations")
+    return faults
