@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,10 @@ def test_quiet_is_a_line_an_arm(session: Callable[..., pytest.RunResult]) -> Non
 
 
 def test_markdown_cells_cannot_be_broken() -> None:
-    text = markdown({"calibration": judge(demo_evidence("A"))}, "r.html")
+    good = demo_evidence("A")
+    odd = replace(good, gradient=replace(good.gradient, detail="a | b <img>"))
+    text = markdown({"calibration": judge(odd)}, "r.html")
+    assert "a \\| b &lt;img>" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) > 5 and all(row.replace("\\|", "").count("|") == 4 for row in rows)
     assert "✓ valid? ✓ gradient?" in text and "Certificate of 2026-02-01" in text
