@@ -203,12 +203,15 @@ def _settled(
     if state.state in ("blocked", "partial"):
         return replace(state, tokens=tuple(sorted({*state.tokens, *cut})))
     failures = truth.failures if truth is not None else ()
-    if any(e.status == "scaled" and e.ratio is not None and abs(e.ratio) < _SMALL for e in failures):
-        return replace(state, state="vanishing")
     severe = [f for f in findings if f.severity == "cut" or truth is None]
-    if cut or failures or severe:
+    if cut or severe:
         missing = {n for f in severe for n in f.parameters}
         return replace(state, state="blocked" if len(missing) >= count else "partial", tokens=cut)
+    small = any(e.status == "scaled" and e.ratio is not None and abs(e.ratio) < _SMALL for e in failures)
+    if small or state.state == "vanishing":
+        return replace(state, state="vanishing")
+    if failures:
+        return replace(state, state="partial")
     return state
 
 
@@ -216,7 +219,8 @@ def _relation(truth: AuditReport | None) -> Relation:
     """How autograd's gradient stands to the true one, the worst first."""
     if truth is None:
         return "unmeasured"
-    found = {entry.status for entry in truth.failures}
+    # What arrives at a millionth is scaled; cut is what does not arrive.
+    found = {"scaled" if e.status == "cut" and any(e.autograd) else e.status for e in truth.failures}
     for word in ("cut", "invented", "scaled"):
         if word in found:
             return word

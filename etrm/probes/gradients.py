@@ -239,7 +239,8 @@ def classify(
         gradients, weights: by parameter name, before clipping.
         loss: the loss the gradients belong to; non-zero.
         coverages: of this or of several consecutive updates; any lost sample or token makes the state partial.
-        truth: a finite-difference audit; parameters it found cut count as without gradient, whatever `.grad` says.
+        truth: a finite-difference audit; parameters it found cut to zero count as without gradient, whatever `.grad`
+            says; a remainder of the true gradient makes the state vanishing.
         floor: elasticity below which the loss cannot see the encoder.
     """
     if not gradients:
@@ -252,7 +253,10 @@ def classify(
     shrunk = False
     for entry in truth.entries if truth is not None else ():
         if entry.name in gradients and entry.status == "cut":
-            lost.add(entry.name)
+            if any(entry.autograd):
+                shrunk = True  # it does arrive, at less than the audit's tolerance of what it should be
+            else:
+                lost.add(entry.name)
         elif entry.status in ("scaled", "invented"):
             shrunk = shrunk or (entry.ratio is not None and abs(entry.ratio) < 1e-3)
             notes.append(str(entry))

@@ -84,7 +84,9 @@ def test_a_starved_sample_and_token_name_their_line(parts):
         assert line_of(change) in found.place, found.place
 
 
-@pytest.mark.parametrize(("factor", "state", "relation"), [(100.0, "partial", "scaled"), (1e-12, "vanishing", "cut")])
+@pytest.mark.parametrize(
+    ("factor", "state", "relation"), [(100.0, "partial", "scaled"), (1e-12, "vanishing", "scaled")]
+)
 def test_a_scaled_gradient_is_told_apart_with_its_hook(parts, factor, state, relation):
     _, found = watch(parts, changed(hooked(factor)))
     assert (found.state.state, found.relation) == (state, relation), found.diagnosis
