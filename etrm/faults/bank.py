@@ -28,7 +28,7 @@ class Bench:
     """A healthy system that a plant may change before it is run. `folder` is free for files."""
 
     config: RunConfig
-    bundle: Bundle
+    bundle: Any  # a Bundle; None lets the run load its own
     folder: Path
     edits: list[Callable[[LossHead], None]] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)  # raw `key=value`, composed before the run

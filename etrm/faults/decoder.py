@@ -1,10 +1,11 @@
-"""Plants in the decoder: loaded otherwise than trained, moved, or optimised. Right: INVALID, before or after training."""
+"""Plants in the decoder: loaded otherwise than trained, moved, or optimised. Right: INVALID."""
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,18 +25,30 @@ def rebuilt(bundle: Bundle, structure: Structure) -> Bundle:
     return replace(bundle, structure=structure, decoder=decoder)
 
 
-def restructured(id: str, happened: str, catalogue: int | None, **changes: object) -> None:
+def restructured(id: str, happened: str, catalogue: int | None, **changes: Any) -> None:
     """Enter a fault: right weights, another structure."""
 
-    @fault(id, "decoder", happened, verdict="INVALID", check="golden_logits", catalogue=catalogue, naive="C, encoder too weak")
+    @fault(
+        id,
+        "decoder",
+        happened,
+        verdict="INVALID",
+        check="golden_logits",
+        catalogue=catalogue,
+        naive="C, encoder too weak",
+    )
     def plant(bench: Bench) -> Iterator[None]:
         values = {k: v(bench.bundle.structure) if callable(v) else v for k, v in changes.items()}
         bench.bundle = rebuilt(bench.bundle, replace(bench.bundle.structure, **values))
         yield
 
 
-restructured("two-more-l-cycles", "trained with L_cycles 4, run with 6; weights alone were verified", 11,
-             l_cycles=lambda s: s.l_cycles + 2)
+restructured(
+    "two-more-l-cycles",
+    "trained with L_cycles 4, run with 6; weights alone were verified",
+    11,
+    l_cycles=lambda s: s.l_cycles + 2,
+)
 restructured("one-h-cycle-less", "H_cycles is not in the state dict either", 11, h_cycles=lambda s: s.h_cycles - 1)
 restructured("other-precision", "a decoder trained in fp32 run in bf16", None, forward_dtype="bfloat16")
 restructured("other-norm-epsilon", "a default of another framework", None, rms_norm_eps=0.1)
@@ -51,19 +64,43 @@ def weights(id: str, happened: str, catalogue: int | None, change: Callable[[TRM
         yield
 
 
-weights("head-left-random", "a prefix did not match, and a head kept its random start", 19,
-        lambda d: d.lm_head.weight.normal_(0, 0.1), "golden_logits")
-weights("start-state-lost", "the start states are buffers and were not in the file", 19,
-        lambda d: d.H_init.zero_(), "golden_logits")
-weights("context-path-zeroed", "the decoder cannot be steered at all", 6,
-        lambda d: setattr(d, "embed", lambda i, c, whole=d.embed: whole(i, c * 0)), "golden_logits")
+weights(
+    "head-left-random",
+    "a prefix did not match, and a head kept its random start",
+    19,
+    lambda d: d.lm_head.weight.normal_(0, 0.1),
+    "golden_logits",
+)
+weights(
+    "start-state-lost",
+    "the start states are buffers and were not in the file",
+    19,
+    lambda d: d.H_init.zero_(),
+    "golden_logits",
+)
+weights(
+    "context-path-zeroed",
+    "the decoder cannot be steered at all",
+    6,
+    lambda d: setattr(d, "embed", lambda i, c, whole=d.embed: whole(i, c * 0)),
+    "golden_logits",
+)
 
 
-@fault("table-reset-to-its-mean", "decoder", "a table of another size was replaced by its mean row", verdict="INVALID",
-       check="decoder_competent", catalogue=19, naive="C")
+@fault(
+    "table-reset-to-its-mean",
+    "decoder",
+    "a table of another size was replaced by its mean row",
+    verdict="INVALID",
+    check="decoder_competent",
+    catalogue=19,
+    naive="C",
+)
 def mean_table(bench: Bench) -> Iterator[None]:
     """Every task gets the same row."""
-    bench.bundle = replace(bench.bundle, table=bench.bundle.table.mean(dim=0, keepdim=True).expand_as(bench.bundle.table))
+    bench.bundle = replace(
+        bench.bundle, table=bench.bundle.table.mean(dim=0, keepdim=True).expand_as(bench.bundle.table)
+    )
     yield
 
 
@@ -76,7 +113,7 @@ def _file(id: str, happened: str, catalogue: int | None, change: Callable[[Path]
         shutil.copytree(ASSETS / bench.bundle.name, folder)
         change(folder)
         with everywhere(load_bundle, lambda _: load_bundle(str(folder))):
-            bench.bundle = None  # type: ignore[assignment]  # the run loads it itself
+            bench.bundle = None  # the run loads it itself
             yield
 
 
@@ -86,7 +123,7 @@ def _flip(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(raw)
 
 
-def _manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:  # type: ignore[type-arg]
+def _manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         change(manifest)
@@ -96,25 +133,46 @@ def _manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:  # ty
 
 
 _file("one-bit-flipped", "a file that a download cut or a disk changed", None, _flip)
-_file("manifest-of-other-cycles", "structure edited beside the right weights", 11,
-      _manifest(lambda m: m["structure"].update(l_cycles=m["structure"]["l_cycles"] + 2)))
-_file("provenance-edited", "task ids removed from the record of what the decoder knows", 13,
-      _manifest(lambda m: m["provenance"].update(task_ids=[])))
-_file("weights-missing", "a folder without its weights, and a default in their place", 19,
-      lambda folder: (folder / "weights.safetensors").unlink())
+_file(
+    "manifest-of-other-cycles",
+    "structure edited beside the right weights",
+    11,
+    _manifest(lambda m: m["structure"].update(l_cycles=m["structure"]["l_cycles"] + 2)),
+)
+_file(
+    "provenance-edited",
+    "task ids removed from the record of what the decoder knows",
+    13,
+    _manifest(lambda m: m["provenance"].update(task_ids=[])),
+)
+_file(
+    "weights-missing",
+    "a folder without its weights, and a default in their place",
+    19,
+    lambda folder: (folder / "weights.safetensors").unlink(),
+)
 
 
-@fault("decoder-drifts", "decoder", "a millionth a step hides below a tolerance of 1e-5", verdict="INVALID",
-       check="decoder_unchanged", stage="short run", catalogue=21, naive="A")
+@fault(
+    "decoder-drifts",
+    "decoder",
+    "a millionth a step hides below a tolerance of 1e-5",
+    verdict="INVALID",
+    check="decoder_unchanged",
+    stage="short run",
+    catalogue=21,
+    naive="A",
+)
 def drift(bench: Bench) -> Iterator[None]:
     """Each update moves one weight a little."""
 
     def edit(head: LossHead) -> None:
-        whole, weight = head.model.context, head.decoder.lm_head.weight
+        whole: Any = head.model.context
+        weight = head.decoder.lm_head.weight
 
         def context(episodes: object) -> object:
             weight.data.add_(1e-7)
-            return whole(episodes)  # type: ignore[operator]
+            return whole(episodes)
 
         head.model.context = context  # type: ignore[assignment]
 
@@ -122,17 +180,26 @@ def drift(bench: Bench) -> Iterator[None]:
     yield
 
 
-@fault("start-state-moves", "decoder", "buffers are no parameters, and no freeze holds them", verdict="INVALID",
-       check="decoder_unchanged", stage="short run", catalogue=20, naive="A")
+@fault(
+    "start-state-moves",
+    "decoder",
+    "buffers are no parameters, and no freeze holds them",
+    verdict="INVALID",
+    check="decoder_unchanged",
+    stage="short run",
+    catalogue=20,
+    naive="A",
+)
 def buffer_moves(bench: Bench) -> Iterator[None]:
     """A buffer is averaged along."""
 
     def edit(head: LossHead) -> None:
-        whole, buffer = head.model.context, head.decoder.H_init
+        whole: Any = head.model.context
+        buffer = head.decoder.H_init
 
         def context(episodes: object) -> object:
             buffer.mul_(1 - 1e-6)
-            return whole(episodes)  # type: ignore[operator]
+            return whole(episodes)
 
         head.model.context = context  # type: ignore[assignment]
 
@@ -141,7 +208,9 @@ def buffer_moves(bench: Bench) -> Iterator[None]:
 
 
 def _held(id: str, happened: str, catalogue: int, trainable: bool, check: str) -> None:
-    @fault(id, "decoder", happened, verdict="INVALID", check=check, stage="first updates", catalogue=catalogue, naive="A")
+    @fault(
+        id, "decoder", happened, verdict="INVALID", check=check, stage="first updates", catalogue=catalogue, naive="A"
+    )
     def plant(bench: Bench) -> Iterator[None]:
         def stand_in(config: RunConfig, model: LossHead, tasks: int) -> TrainState:
             state = encoder_state(config, model, tasks)
@@ -154,5 +223,11 @@ def _held(id: str, happened: str, catalogue: int, trainable: bool, check: str) -
             yield
 
 
-_held("decoder-never-frozen", "the freeze matched no name, and its count was not looked at", 20, True, "decoder_not_optimised")
+_held(
+    "decoder-never-frozen",
+    "the freeze matched no name, and its count was not looked at",
+    20,
+    True,
+    "decoder_not_optimised",
+)
 _held("decay-on-frozen-weights", "decoupled decay moves what has no gradient", 34, False, "optimiser_complete")

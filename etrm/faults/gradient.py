@@ -35,7 +35,9 @@ def through(bench: Bench, change: Change) -> None:
 def simple(id: str, happened: str, change: Change, catalogue: int | None = None, naive: str = "C") -> None:
     """Enter a fault that is one change of the context."""
 
-    @fault(id, "gradient", happened, verdict="B", check="gradient", stage="first updates", catalogue=catalogue, naive=naive)
+    @fault(
+        id, "gradient", happened, verdict="B", check="gradient", stage="first updates", catalogue=catalogue, naive=naive
+    )
     def plant(bench: Bench) -> Iterator[None]:
         through(bench, change)
         yield
@@ -71,7 +73,9 @@ def _nan_hidden(c: Tensor, _: Episodes) -> Tensor:
     c = c * 1.0
     if c.requires_grad:
         # The square root's slope at zero is infinite; times zero it is NaN, and nan_to_num makes that "no gradient".
-        c.register_hook(lambda g: (g * torch.where(torch.arange(len(g)).view(-1, 1, 1) % 2 == 0, 1.0, float("nan"))).nan_to_num())
+        c.register_hook(
+            lambda g: (g * torch.where(torch.arange(len(g)).view(-1, 1, 1) % 2 == 0, 1.0, float("nan"))).nan_to_num()
+        )
     return c
 
 
@@ -80,8 +84,13 @@ def _straight(c: Tensor, _: Episodes) -> Tensor:
     return c.detach() + 3.0 * (c - c.detach()) * (torch.arange(c.shape[-1]) % 2)
 
 
-simple("encoder-output-detached", "both recurrent encoders handed on their detached state; they never trained",
-       lambda c, _: c.detach(), 1, "C, encoder too weak")
+simple(
+    "encoder-output-detached",
+    "both recurrent encoders handed on their detached state; they never trained",
+    lambda c, _: c.detach(),
+    1,
+    "C, encoder too weak",
+)
 simple("half-the-batch-detached", "a cached context reached the loss for a part of the samples", _half, 2)
 simple("one-sample-trains", "2 % of the samples trained the encoder; the norm was not zero", _first_only, 2)
 simple("one-token-detached", "a part of the context was rebuilt from stored values", _one_token)
@@ -97,8 +106,16 @@ simple("nan-hidden", "nan_to_num turns a broken sample into one without gradient
 simple("gradient-invented", "a straight-through estimator with another slope than it claims", _straight)
 
 
-@fault("context-cache-starvation", "gradient", "contexts were cached in the carry and re-encoded only on reset",
-       verdict="B", check="gradient", stage="first updates", catalogue=2, naive="C")
+@fault(
+    "context-cache-starvation",
+    "gradient",
+    "contexts were cached in the carry and re-encoded only on reset",
+    verdict="B",
+    check="gradient",
+    stage="first updates",
+    catalogue=2,
+    naive="C",
+)
 def cached_in_the_carry(bench: Bench) -> Iterator[None]:
     """Fresh contexts for new episodes, remembered (detached) ones for the others."""
     last: dict[str, Tensor] = {}
@@ -115,14 +132,28 @@ def cached_in_the_carry(bench: Bench) -> Iterator[None]:
     yield
 
 
-@fault("encoder-skipped-after-first-batch", "gradient", "nothing halts after batch 1, and the encoder ran only on reset",
-       verdict="B|INVALID", check="gradient", stage="first updates", catalogue=3, naive="A or C")
+@fault(
+    "encoder-skipped-after-first-batch",
+    "gradient",
+    "nothing halts after batch 1, and the encoder ran only on reset",
+    verdict="B|INVALID",
+    check="gradient",
+    stage="first updates",
+    catalogue=3,
+    naive="A or C",
+)
 def skipped_after_the_first(bench: Bench) -> Iterator[None]:
     """The first context of a batch size stands for all later ones."""
     first: dict[int, Tensor] = {}
 
     def change(c: Tensor, _: Episodes) -> Tensor:
-        return c if not torch.is_grad_enabled() else first.setdefault(len(c), c.detach()) if len(c) in first else _keep(first, c)
+        return (
+            c
+            if not torch.is_grad_enabled()
+            else first.setdefault(len(c), c.detach())
+            if len(c) in first
+            else _keep(first, c)
+        )
 
     through(bench, change)
     yield
@@ -133,16 +164,30 @@ def _keep(first: dict[int, Tensor], c: Tensor) -> Tensor:
     return c
 
 
-@fault("parameter-never-used", "gradient", "a layer was built and never called", verdict="B", check="gradient",
-       stage="first updates", naive="A")
+@fault(
+    "parameter-never-used",
+    "gradient",
+    "a layer was built and never called",
+    verdict="B",
+    check="gradient",
+    stage="first updates",
+    naive="A",
+)
 def unused_parameter(bench: Bench) -> Iterator[None]:
     """A spare layer in the encoder."""
     bench.edits.append(lambda head: head.model.encoder.add_module("spare", torch.nn.Linear(4, 4)))  # type: ignore[union-attr]
     yield
 
 
-@fault("encoder-layer-frozen", "gradient", "a freeze by name pattern also took a part of the encoder", verdict="B",
-       check="gradient", stage="first updates", naive="C")
+@fault(
+    "encoder-layer-frozen",
+    "gradient",
+    "a freeze by name pattern also took a part of the encoder",
+    verdict="B",
+    check="gradient",
+    stage="first updates",
+    naive="C",
+)
 def frozen_layer(bench: Bench) -> Iterator[None]:
     """requires_grad False on one of the encoder's modules."""
 
@@ -153,8 +198,14 @@ def frozen_layer(bench: Bench) -> Iterator[None]:
     yield
 
 
-@fault("encoder-under-no-grad", "gradient", "the encoder ran under no_grad to save memory", verdict="B", check="gradient",
-       stage="first updates")
+@fault(
+    "encoder-under-no-grad",
+    "gradient",
+    "the encoder ran under no_grad to save memory",
+    verdict="B",
+    check="gradient",
+    stage="first updates",
+)
 def under_no_grad(bench: Bench) -> Iterator[None]:
     """The encoder's forward inside torch.no_grad."""
 
@@ -166,8 +217,15 @@ def under_no_grad(bench: Bench) -> Iterator[None]:
     yield
 
 
-@fault("loss-of-some-samples-only", "gradient", "a mask kept some samples out of the loss's gradient", verdict="B",
-       check="gradient", stage="first updates", naive="C")
+@fault(
+    "loss-of-some-samples-only",
+    "gradient",
+    "a mask kept some samples out of the loss's gradient",
+    verdict="B",
+    check="gradient",
+    stage="first updates",
+    naive="C",
+)
 def masked_loss(bench: Bench) -> Iterator[None]:
     """Every other sample's loss is a number without history."""
 
