@@ -111,6 +111,9 @@ def _counting(config: RunConfig, rung: Rung, decoder: TRMDecoder) -> list[str]:
 def _nulls(config: RunConfig, rung: Rung, model: ETRM) -> list[str]:
     """Mismatched demonstrations are another task's, permuted ones are not the query's own."""
     batch, size = rung.batch, config.evaluation.batch_size
+    most = int(np.bincount(batch.task).max())
+    if 2 * most > len(batch):
+        return [f"one task holds {most} of its {len(batch)} distinct queries, so none can be mismatched"]
     spec = model.spec
     reader = ETRM(Fingerprint(spec), model.decoder, spec)
     constant = torch.zeros(spec.context_tokens, spec.hidden_size)
