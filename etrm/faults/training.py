@@ -114,8 +114,8 @@ def stale_optimiser(bench: Bench) -> Iterator[None]:
     "half-the-encoder-optimised",
     "training",
     "a parameter group was forgotten",
-    verdict="INVALID",
-    check="optimiser_complete",
+    verdict="B|INVALID",
+    check="gradient|optimiser_complete",
     stage="first updates",
     catalogue=4,
 )

@@ -62,7 +62,14 @@ def build_encoder(config: EncoderConfig, spec: EncoderSpec) -> nn.Module:
 
     Raises EncoderContractError if there is none, if it is not a torch module, or if a trainable tensor is not fp32.
     """
-    from etrm.models.encoders import aligned, correspondence, standard  # noqa: F401  (they register themselves)
+    from etrm.models.encoders import (  # noqa: F401  (they register themselves)
+        aligned,
+        correspondence,
+        hybrid,
+        latent_program,
+        recurrent,
+        standard,
+    )
 
     if ":" in config.name:
         encoder = load_factory(config.name)(spec)
