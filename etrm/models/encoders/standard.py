@@ -3,16 +3,23 @@
 Kept as published (facts: separate embeddings for input and output grids, 2S tokens with RoPE, two post-norm blocks,
 mean over non-PAD tokens, learned queries attending over the demonstrations' vectors, unit RMS a token) so that its
 collapse can be shown. The one change: its query tokens are fp32, since bf16 parameters cannot follow small updates.
+Masked demonstrations are not computed at all: nothing of them reaches the context.
 
-Legend: B batch, K demonstrations, S canvas cells, T context tokens, D decoder size, H encoder size.
+`standard_cells` is the same network with the PAD cells hidden from attention, as the mean already hides them. The
+published one lets every cell attend to all of them, so the two are different functions of the same weights; but then
+only real cells need computing: those of all demonstrations are packed into one row, each at its own RoPE position.
+
+Legend: B batch, K demonstrations, S canvas cells, T context tokens, D decoder size, H encoder size, P demonstrations
+that are shown, N tokens that are computed.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etrm.config.schema import EncoderConfig
 from etrm.data.grids import PAD
-from etrm.models.encoders import EncoderSpec, masked_mean, register
+from etrm.models.encoders import EncoderSpec, register
 from etrm.models.layers import Block, CastedEmbedding, CastedLinear, RotaryEmbedding, SwiGLU, embedding_scale, rms_norm
 
 EPS = 1e-5
@@ -43,11 +50,12 @@ class SetAttention(nn.Module):
 class Standard(nn.Module):
     """See the file's top. Output tokens have unit RMS, whatever the decoder's own contexts have."""
 
-    def __init__(self, spec: EncoderSpec, config: EncoderConfig) -> None:
+    def __init__(self, spec: EncoderSpec, config: EncoderConfig, attend_pad: bool) -> None:
         super().__init__()
         size = config.hidden_size
         std = 1.0 / embedding_scale(size)
         self.size = size
+        self.attend_pad = attend_pad
         self.embed_input = CastedEmbedding(spec.vocab_size, size, std, torch.float32)
         self.embed_output = CastedEmbedding(spec.vocab_size, size, std, torch.float32)
         self.rotary = RotaryEmbedding(size // config.num_heads, 2 * spec.seq_len, 10000.0)
@@ -59,20 +67,45 @@ class Standard(nn.Module):
         self.to_context = CastedLinear(size, spec.hidden_size)
 
     def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
-        batch, count, cells = demo_inputs.shape
-        pair = torch.cat((self.embed_input(demo_inputs), self.embed_output(demo_labels)), dim=2)  # (B, K, 2S, H)
-        x = embedding_scale(self.size) * pair.view(batch * count, 2 * cells, self.size)
-        cos_sin = self.rotary()
-        for block in self.blocks:
-            x = block(x, cos_sin)
-        real = torch.cat((demo_inputs, demo_labels), dim=2).view(batch * count, 2 * cells) != PAD
-        demos = self.out(masked_mean(x, real, dim=1)).view(batch, count, self.size)  # (B, K, H)
-        # A slot attends nowhere else than to itself, so what stands in an unused one must not be seen at all.
-        demos = torch.where(demo_mask.unsqueeze(-1), demos, 0.0)
+        shown = torch.cat((demo_inputs[demo_mask], demo_labels[demo_mask]), dim=1)  # (P, 2S)
+        read = self.out(self.pooled(shown))  # (P, H)
+        # A slot attends nowhere else than to itself, so an unused one must hold nothing at all.
+        demos = read.new_zeros(*demo_mask.shape, self.size)  # (B, K, H)
+        demos[demo_mask] = read
         return rms_norm(self.to_context(self.set(demos, demo_mask)), EPS)  # (B, T, D)
+
+    def pooled(self, shown: Tensor) -> Tensor:
+        """The mean over each demonstration's non-PAD tokens after the blocks. shown (P, 2S) -> (P, H)."""
+        real = shown != PAD  # (P, 2S)
+        owner, place = real.nonzero(as_tuple=True)  # (N,) each
+        table = torch.cat((self.embed_input.embedding_weight, self.embed_output.embedding_weight))  # (2V, H)
+        second = torch.arange(shown.shape[1], device=shown.device) >= shown.shape[1] // 2
+        rows = shown + second * len(self.embed_input.embedding_weight)  # (P, 2S)
+        if torch.is_autocast_enabled(shown.device.type):
+            table = table.to(torch.get_autocast_dtype(shown.device.type))
+        cos, sin = self.rotary()  # (2S, E) each
+        lengths = None
+        if self.attend_pad:
+            x = F.embedding(rows, table)  # (P, 2S, H)
+        else:
+            x = F.embedding(rows[real], table).unsqueeze(0)  # (1, N, H)
+            cos, sin = cos[place], sin[place]
+            lengths = tuple(count for count in real.sum(dim=1).tolist() if count)
+        x = embedding_scale(self.size) * x
+        for block in self.blocks:
+            x = block(x, (cos, sin), lengths)
+        read = (x[real] if self.attend_pad else x[0]).float()  # (N, H)
+        total = read.new_zeros(len(shown), self.size).index_add(0, owner, read)
+        return (total / real.sum(dim=1, keepdim=True).clamp(min=1)).to(x.dtype)
 
 
 @register("standard")
 def standard(spec: EncoderSpec, config: EncoderConfig) -> nn.Module:
     """The reference's encoder at the config's size."""
-    return Standard(spec, config)
+    return Standard(spec, config, attend_pad=True)
+
+
+@register("standard_cells")
+def standard_cells(spec: EncoderSpec, config: EncoderConfig) -> nn.Module:
+    """The same without PAD in its attention, over real cells only."""
+    return Standard(spec, config, attend_pad=False)
