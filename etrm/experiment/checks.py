@@ -71,6 +71,7 @@ CHECK_RULES: dict[str, CheckRule] = {
     "gradient_kept": CheckRule(
         "H2", "INVALID", "outcome", "every sample still reaches the encoder later on", f"{GATE} h2"
     ),
+    "weights_continuous": CheckRule("H4", "INVALID", "outcome", "only the optimiser moves the encoder", f"{GATE} h4"),
     "budget": CheckRule("H4", "INVALID", "outcome", "the executed budget is the planned one", "make experiment"),
     "schedule": CheckRule("H4", "UNDECIDED", "outcome", "the learning rate had its base long enough", SWEEP),
     "queries_evaluated": CheckRule("H6", "INVALID", "outcome", "every query was evaluated once", f"{GATE} h6"),

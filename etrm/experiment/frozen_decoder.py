@@ -42,6 +42,7 @@ from etrm.experiment.preflight import preflight
 from etrm.experiment.preflight.update import update_checks
 from etrm.experiment.scores import rung_evidence, score_of
 from etrm.experiment.showcase import record_showcase
+from etrm.experiment.step_watch import StepWatch
 from etrm.experiment.validity import competence, decoder_checks, frozen_checks, positive_control
 from etrm.experiment.votes import voted_metrics
 from etrm.experiment.watch import gradient_watch, lost_later
@@ -73,7 +74,8 @@ class RunRecord:
     minutes: dict[str, float] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)  # how the decoder differed at an evaluation
     lost: list[str] = field(default_factory=list)  # samples and tokens without gradient at an evaluation
-    steps_taken: int = 0  # optimiser steps, counted by the optimiser itself
+    moved: list[str] = field(default_factory=list)  # steps before which something else had moved the weights
+    steps_taken: int = 0  # optimiser steps, counted at the optimiser itself
     probe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -149,13 +151,15 @@ class FrozenDecoderRun:
         oracles = (None, None) if self.length == "short" else measure_oracles(arm, bundle, config)
         self._lap("oracles")
         optimisers = [o for o, _ in state.optimizers.values()]
-        lost, taken, planned = self.record.lost, self.record.steps_taken, budget.planned_updates
+        lost, jumps = self.record.lost, self.record.moved
+        taken, planned = self.record.steps_taken, budget.planned_updates
         checks = [
             *before,
             *frozen_checks(frozen, head.decoder, optimisers, self.record.frozen),
             check("finite", True, "every loss and gradient norm was finite"),
             CONTRACT,
             check("gradient_kept", not lost, "; ".join(lost[:2]) or f"at {len(self.record.curve)} points of the run"),
+            check("weights_continuous", not jumps, "; ".join(jumps[:2]) or "only the optimiser moved the encoder"),
             check("budget", taken == planned, f"{taken} of {planned} planned optimiser steps"),
         ]
         if self.length == "full":
@@ -208,14 +212,13 @@ class FrozenDecoderRun:
         head.decoder.eval()
         log = self.folder / "metrics.jsonl"
         source = CountingSource(arm.source)
-        counters = [o.register_step_post_hook(self._count_step) for o, _ in state.optimizers.values()]
+        watches = [StepWatch(o) for o, _ in state.optimizers.values()]
         record = fit(config, state, source, rng, torch.device("cpu"), log, None, points, tell)
-        for counter in counters:
-            counter.remove()
+        for watch in watches:
+            watch.close()
+            self.record.steps_taken += watch.steps
+            self.record.moved += [f"before step {n}" for n in watch.moved_before]
         return replace(record, episodes=round(record.episodes * source.distinct_share))
-
-    def _count_step(self, *_: object) -> None:
-        self.record.steps_taken += 1
 
     def _outcome(
         self,

@@ -220,9 +220,8 @@ updated(
     "old-checkpoint-loaded-again",
     "a reload inside the loop took every later update back",
     _early_weights,
-    "loss|fit|generalisation|weights_kept",
-    verdict="UNDECIDED|INVALID",
-    stage="full run",
+    "weights_continuous",
+    stage="short run",
     naive="C",
 )
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etrm.models.attention import runs_of, tiled_attention
+
 SHORT = 128  # positions up to which plain attention is used on the CPU
 
 
@@ -106,9 +108,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, fused: bool) -> Tensor:
-    """Full attention, (B, N, L, E) each and returned; `fused` asks for torch's kernel at every length."""
-    if not fused and query.device.type == "cpu" and key.shape[-2] <= SHORT:
+def attend(query: Tensor, key: Tensor, value: Tensor, fused: bool, lengths: tuple[int, ...] | None = None) -> Tensor:
+    """Full attention, (B, N, L, E) each and returned; `fused` asks for torch's kernel on short sequences too.
+
+    With `lengths` the positions are consecutive runs of those lengths, and each run attends to itself alone.
+    """
+    length, on_cpu = key.shape[-2], query.device.type == "cpu"
+    if on_cpu and query.dtype is torch.bfloat16 and (length > SHORT or lengths is not None):
+        return tiled_attention(query, key, value, lengths)
+    if lengths is not None:
+        runs = [[x[:, :, run] for x in (query, key, value)] for run in runs_of(length, lengths)]
+        return torch.cat([attend(q, k, v, fused) for q, k, v in runs], dim=2) if runs else value
+    if not fused and on_cpu and length <= SHORT:
         # Measured: on short sequences torch's fused CPU kernel costs up to five times this in its bf16 backward pass.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, N, L, L)
         return scores.softmax(dim=-1) @ value
@@ -130,20 +141,24 @@ class Attention(nn.Module):
         self.qkv_proj = CastedLinear(size, 3 * heads * self.head_size)
         self.o_proj = CastedLinear(heads * self.head_size, size)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, lengths: tuple[int, ...] | None = None
+    ) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3 * self.heads, self.head_size)
         query, key, value = qkv.split(self.heads, dim=2)  # (B, L, N, E) each
         if cos_sin is not None:
             query, key = rotate(query, *cos_sin), rotate(key, *cos_sin)
-        mixed = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.fused)  # (B, N, L, E)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (B, N, L, E) each
+        mixed = attend(query, key, value, self.fused, lengths)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, self.heads * self.head_size))
 
 
 class Block(nn.Module):
     """Post-norm block: attention (or, with `mlp_t`, a SwiGLU over positions), then a SwiGLU over features.
 
-    (B, L, D) -> (B, L, D). With `mlp_t` the first norm runs over positions, as in the official code.
+    (B, L, D) -> (B, L, D). With `mlp_t` the first norm runs over positions, as in the official code. `lengths` (of
+    attention only) parts the positions into runs that do not see each other.
     """
 
     def __init__(self, size: int, heads: int, expansion: float, eps: float, positions: int, mlp_t: bool) -> None:
@@ -156,12 +171,14 @@ class Block(nn.Module):
             self.self_attn = Attention(size, heads)
         self.mlp = SwiGLU(size, expansion)
 
-    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, lengths: tuple[int, ...] | None = None
+    ) -> Tensor:
         if self.mixes_positions:
             x = x.transpose(1, 2)  # (B, D, L)
             x = rms_norm(x + self.mlp_t(x), self.eps).transpose(1, 2)
         else:
-            x = rms_norm(x + self.self_attn(x, cos_sin), self.eps)
+            x = rms_norm(x + self.self_attn(x, cos_sin, lengths), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
 

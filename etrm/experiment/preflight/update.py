@@ -234,14 +234,16 @@ def _compare(
     if not math.sqrt(off) <= TOLERANCE * scale * norm + 1e-9:
         faults.append(f"the gradient is off by {math.sqrt(off) / max(scale * norm, 1e-12):.2g} of its own norm")
     rate = _rate(config.optim, state.step - 1, state.total_steps)
-    wrong, moved = 0.0, 0.0
+    wrong, moved, size = 0.0, 0.0, 0.0
     for n, p in own.items():
         if p.grad is None:
             continue
         after = mine.step(config.optim, n, before[n], p.grad, rate, number)
         wrong += float((p.detach().double() - after).square().sum())
         moved += float((after - before[n].double()).square().sum())
-    if not math.sqrt(wrong) <= TOLERANCE * math.sqrt(moved) + 1e-9:
+        size += float(after.square().sum())
+    rounding = torch.finfo(torch.float32).eps * math.sqrt(size)  # of the weights themselves
+    if not math.sqrt(wrong) <= TOLERANCE * math.sqrt(moved) + rounding:
         faults.append(f"the step is off by {math.sqrt(wrong / max(moved, 1e-24)):.2g} of its own length")
     return faults
 
