@@ -128,6 +128,7 @@ class EvaluationConfig(Checked):
     constant_updates: int  # budget of the constant-context control
     oracle_tasks: int
     oracle_updates: int
+    search_updates: int  # of the test-time search a query; 0: none
 
 
 @dataclass(frozen=True)

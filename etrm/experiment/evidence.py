@@ -91,7 +91,10 @@ class NullEvidence:
 
 @dataclass(frozen=True)
 class RungEvidence:
-    """One rung. `decoder_known`: was the decoder trained on these demonstrations? `tasks_needed`: would decide."""
+    """One rung. `decoder_known`: was the decoder trained on these demonstrations? `tasks_needed`: would decide.
+
+    `searched`: the same queries after test-time search on their demonstrations; reported, and decides nothing.
+    """
 
     name: str
     score: Score
@@ -99,6 +102,7 @@ class RungEvidence:
     decoder_known: bool | None
     chance_nominal: float | None = None  # the seed's 1 / number of tasks
     tasks_needed: int | None = None
+    searched: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,8 @@ class Evidence:
             raise EvaluationError(f"arm {self.arm!r} reports a validity check twice: {sorted(checks)}")
         for rung in self.rungs:
             _check_score(rung.score, f"rung {rung.name}")
+            if rung.searched is not None:
+                _check_score(rung.searched, f"rung {rung.name} with search")
             for name, null in rung.nulls.items():
                 if not 0 <= null.k <= null.n:
                     raise EvaluationError(f"rung {rung.name}, null {name}: {null.k} of {null.n} is no count")

@@ -41,7 +41,7 @@ CONFIG = RunConfig(
     budget=BudgetConfig(12, 0, 6, 1, 3, 6),
     act=ActConfig(0.5),
     freeze=FreezeConfig(-1, 1e-3),
-    evaluation=EvaluationConfig(4, 1, 1, 1, 1, 1, 1, 1),
+    evaluation=EvaluationConfig(4, 1, 1, 1, 1, 1, 1, 1, 0),
     system=SystemConfig("cpu", 0),
 )
 
