@@ -1,4 +1,4 @@
-"""The `standard` encoders compute real demonstrations only, and `standard_cells` real cells only: the plain form agrees.
+"""`standard` computes real demonstrations only, and `standard_cells` real cells only: the plain form agrees.
 
 Legend: B batch, K demonstrations, S canvas cells, H encoder size, P demonstrations that are shown.
 """
@@ -55,7 +55,7 @@ def masked_block(block: Block, x: Tensor, cos_sin: tuple[Tensor, Tensor], hidden
 
 
 def plain(net: Standard, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Every slot and every cell of the canvas computed, as published; PAD keys masked only where the encoder says so."""
+    """Every slot and cell of the canvas computed, as published; PAD keys masked only where the encoder says so."""
     batch, count, _ = inputs.shape
     pair = torch.cat((net.embed_input(inputs), net.embed_output(labels)), dim=2).flatten(0, 1)  # (B*K, 2S, H)
     real = torch.cat((inputs, labels), dim=2).flatten(0, 1) != PAD
@@ -109,8 +109,20 @@ def test_what_stands_outside_is_never_computed(name: str) -> None:
     assert tokens == [real if name == "standard_cells" else int(mask.sum()) * 2 * S]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_queries_of_one_task_share_its_demonstrations(name: str) -> None:
+    net, (inputs, labels, mask) = encoder(name), demos((2, 3))
+    expected = encode(net, SPEC, inputs, labels, mask).context
+    seen: list[int] = []
+    net.out.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    twice = [t[[0, 1, 0, 1]] for t in (inputs, labels, mask)]
+    contexts = encode(net, SPEC, *twice).context
+    assert seen == [5]
+    torch.testing.assert_close(contexts, expected[[0, 1, 0, 1]], rtol=1e-4, atol=1e-5)
+
+
 def test_a_larger_canvas_changes_the_published_one_and_not_the_other() -> None:
-    """The PAD of rows that nobody draws on: what the published encoder makes of it is the difference between the two."""
+    """PAD rows that nobody draws on: what the published encoder makes of them is the difference between the two."""
     given = demos()
     contexts = {}
     for name in NAMES:
