@@ -3,14 +3,14 @@
 Kept as published (facts: separate embeddings for input and output grids, 2S tokens with RoPE, two post-norm blocks,
 mean over non-PAD tokens, learned queries attending over the demonstrations' vectors, unit RMS a token) so that its
 collapse can be shown. The one change: its query tokens are fp32, since bf16 parameters cannot follow small updates.
-Masked demonstrations are not computed at all: nothing of them reaches the context.
+Masked demonstrations are not computed at all: nothing of them reaches the context; equal ones are computed once.
 
 `standard_cells` is the same network with the PAD cells hidden from attention, as the mean already hides them. The
 published one lets every cell attend to all of them, so the two are different functions of the same weights; but then
 only real cells need computing: those of all demonstrations are packed into one row, each at its own RoPE position.
 
-Legend: B batch, K demonstrations, S canvas cells, T context tokens, D decoder size, H encoder size, P demonstrations
-that are shown, N tokens that are computed.
+Legend: B batch, K demonstrations, S canvas cells, T context tokens, D decoder size, H encoder size, P different
+demonstrations of the batch, N tokens that are computed.
 """
 
 import torch
@@ -44,8 +44,10 @@ class Standard(nn.Module):
         self.to_context = CastedLinear(size, spec.hidden_size)
 
     def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
-        shown = torch.cat((demo_inputs[demo_mask], demo_labels[demo_mask]), dim=1)  # (P, 2S)
-        read = self.out(self.pooled(shown))  # (P, H)
+        given = torch.cat((demo_inputs[demo_mask], demo_labels[demo_mask]), dim=1)
+        # Queries of one task in a batch share their demonstrations: each different one is computed once.
+        shown, which = given.unique(dim=0, return_inverse=True) if len(given) else (given, slice(None))  # (P, 2S)
+        read = self.out(self.pooled(shown))[which]
         # A slot attends nowhere else than to itself, so an unused one must hold nothing at all.
         demos = read.new_zeros(*demo_mask.shape, self.size)  # (B, K, H)
         demos[demo_mask] = read

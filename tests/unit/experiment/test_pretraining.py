@@ -217,7 +217,7 @@ def test_staged_training_trains_what_it_says(tmp_path: Path) -> None:
     assert all(torch.equal(at4[f"model.decoder.{n}"], t) for n, t in before.items())
     moved = [n for n, t in before.items() if not torch.equal(at8[f"model.decoder.{n}"], t)]
     assert set(moved) == {n for n, _ in made.model.decoder.named_parameters()}
-    assert not torch.equal(at4["model.encoder.grid.out.weight"], at8["model.encoder.grid.out.weight"])
+    assert not torch.equal(at4["model.encoder.to_context.weight"], at8["model.encoder.to_context.weight"])
     joined = {id(p) for g in made.state.optimizers["decoder"][0].param_groups for p in g["params"]}
     assert joined == {id(p) for p in made.model.decoder.parameters()}
 

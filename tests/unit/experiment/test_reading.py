@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from etrm.experiment.checks import CHECK_RULES
 from etrm.experiment.demo_evidence import PASSED, demo_rung, healthy
 from etrm.experiment.evidence import Budget, NullEvidence, OracleEvidence, Score
 from etrm.experiment.reading import (
@@ -112,7 +113,7 @@ def test_numbers_overrule_a_reported_pass() -> None:
 
 def test_required_checks_that_nobody_reported_are_open() -> None:
     checks = validity_checks(replace(healthy("arc"), validity=()))
-    assert len(checks) == 15
+    assert len(checks) == len(CHECK_RULES)
     assert {c.name: c.ok for c in checks if c.ok is not None} == {"schedule": True}, "it follows from the budget"
     assert all(c.ok is None for c in validity_checks(replace(healthy("arc"), validity=(), budget=None)))
     assert "certificate" not in {c.name for c in validity_checks(replace(healthy(), validity=()))}
