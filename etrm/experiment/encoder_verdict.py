@@ -4,16 +4,21 @@ The embedded bundles have a config each; `micro` takes minutes on a CPU, its sho
 falling loss, no pass@1) less than one.
 """
 
+import functools
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from etrm.config.compose import load, shipped_root
 from etrm.config.schema import RunConfig
 from etrm.errors import BundleError
-from etrm.experiment.evidence import GradientEvidence
+from etrm.experiment.certificate import certify, planted
+from etrm.experiment.evidence import Certificate, GradientEvidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun, Length
+from etrm.experiment.reading import needs_certificate
 from etrm.experiment.verdict import Scenario, Verdict, judge
+from etrm.models.bundle import load_bundle
 
 CONFIGS = {"micro": "cfg_micro", "cal-1": "cfg_calibration"}
 
@@ -57,5 +62,21 @@ def encoder_verdict(
     if bundle not in CONFIGS:
         raise BundleError(f"no embedded config for bundle {bundle!r}; there are {', '.join(CONFIGS)}")
     config = load(RunConfig, CONFIGS[bundle], [f"encoder.name={encoder}", *overrides], root=shipped_root())
-    found = judge(FrozenDecoderRun(config, length, folder).run())
+    evidence = FrozenDecoderRun(config, length, folder).run()
+    if length == "full" and needs_certificate(evidence) and evidence.rungs:
+        evidence = replace(evidence, certificate=_certificate(bundle))
+    found = judge(evidence)
     return EncoderVerdict(found.scenario, found.reasons, found.evidence.gradient, found)
+
+
+@functools.cache
+def _certificate(bundle: str) -> Certificate:
+    """Earned on the bundle's own config with the default encoder and planted faults; once a process.
+
+    Raises EvaluationError where a planted fault or the healthy encoder gave another verdict than it must.
+    """
+    config = load(RunConfig, CONFIGS[bundle], [], root=shipped_root())
+    config = replace(config, evaluation=replace(config.evaluation, oracle_tasks=0))
+    with tempfile.TemporaryDirectory() as folder:
+        healthy = FrozenDecoderRun(config, "full", Path(folder) / "healthy").run()
+        return certify(healthy, planted(config, load_bundle(config.bundle), Path(folder)))

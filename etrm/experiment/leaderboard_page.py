@@ -19,7 +19,7 @@ class Row:
     """One cell: counts are (k, n) of queries answered exactly; `failed` says why a training ended early ('' if not)."""
 
     encoder: str
-    objective: str
+    objective: Objective
     seed: int
     parameters: int
     updates: int
@@ -33,7 +33,8 @@ class Row:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Row":
         """From JSON, where tuples are lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     @property
     def label(self) -> str:
@@ -72,7 +73,8 @@ def page(
         f"# Leaderboard on {benchmark}",
         "",
         f"{day}, made by `{command}`.",
-        "Validation tasks only; the locked test was not read. Seconds are wall time of the training on a shared machine,",
+        "Validation tasks only; the locked test was not read. Seconds are wall time of the training on a shared"
+        " machine,",
         'so compare updates first. "Mismatched" is the same encoder with the demonstrations of another task.',
         "Counts are of queries answered exactly, k of n.",
         "",

@@ -17,10 +17,12 @@ from etrm.training.update import LossHead
 
 
 def swapped(id: str, happened: str, make: Callable[[EncoderSpec, nn.Module], nn.Module], *, verdict: str, check: str,
-            stage: str, catalogue: int | None = None, naive: str = "A or C") -> None:  # fmt: skip
+            stage: str, catalogue: int | None = None, naive: str = "A or C", arm: str = "micro") -> None:  # fmt: skip
     """Enter a fault: another encoder stands in the model."""
 
-    @fault(id, "encoder", happened, verdict=verdict, check=check, stage=stage, catalogue=catalogue, naive=naive)  # type: ignore[arg-type]
+    @fault(
+        id, "encoder", happened, verdict=verdict, check=check, stage=stage, catalogue=catalogue, naive=naive, arm=arm
+    )  # type: ignore[arg-type]
     def plant(bench: Bench) -> Iterator[None]:
         def edit(head: LossHead) -> None:
             assert isinstance(head.model, ETRM)
@@ -96,6 +98,7 @@ swapped(
     check="encoder_pure",
     stage="before training",
     catalogue=39,
+    arm="arc",
 )
 swapped(
     "neighbours-mixed",

@@ -53,7 +53,10 @@ def _runs(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...] | None) -> T
 
 def operations(work: Work) -> int:
     """Floating-point operations of one call's matrix products, forward and backward; tensors may be on `meta`."""
-    kernels = patch("etrm.models.layers.tiled_attention", _runs), patch.object(F, "scaled_dot_product_attention", _plain)
+    kernels = (
+        patch("etrm.models.layers.tiled_attention", _runs),
+        patch.object(F, "scaled_dot_product_attention", _plain),
+    )
     with kernels[0], kernels[1], FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
@@ -99,4 +102,7 @@ def interleaved(benchmark: Any, ours: Work, baseline: Work | None, rounds: int, 
         other = statistics.median(theirs[1:])  # the first belongs to the warm-up
         info |= {"baseline_samples_per_second": samples / other, "speedup": other / mine}
     if flop:
-        info |= {"gflop_per_sample": flop / samples / 1e9, "share_of_bf16_peak": flop / mine / matrix_peak(torch.bfloat16)}
+        info |= {
+            "gflop_per_sample": flop / samples / 1e9,
+            "share_of_bf16_peak": flop / mine / matrix_peak(torch.bfloat16),
+        }

@@ -36,8 +36,6 @@ def baseline() -> Reference:
     return Reference(Sizes())
 
 
-
-
 def reference_update(reference: Reference) -> Any:
     """Forward, backward, clipping and optimiser step of the reference on the official batch."""
     e = official_batch(BATCH)
@@ -146,4 +144,7 @@ def test_matrix_peak(benchmark: Any) -> None:
     """The machine itself, so that a table of these numbers says what they were measured on."""
     benchmark.group = "machine"
     benchmark.pedantic(lambda: matrix_peak.cache_clear() or matrix_peak(torch.bfloat16), rounds=1)
-    benchmark.extra_info |= {"matrix_peak_bf16": matrix_peak(torch.bfloat16), "matrix_peak_fp32": matrix_peak(torch.float32)}
+    benchmark.extra_info |= {
+        "matrix_peak_bf16": matrix_peak(torch.bfloat16),
+        "matrix_peak_fp32": matrix_peak(torch.float32),
+    }

@@ -20,7 +20,7 @@ QUICK = (
     "two-more-l-cycles",
     "labels-shifted",
     "zero-grad-missing",
-    "reads-unshown-slots",
+    "neighbours-mixed",
     "mismatched-null-is-own",
     "field-silently-dropped",
 )

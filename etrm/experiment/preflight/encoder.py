@@ -55,7 +55,11 @@ def _reversed(batch: Batch) -> Batch:
 
 
 def _padded(batch: Batch) -> Batch:
-    """One more slot with random colours, not shown; and rubbish in every slot that was not shown before."""
+    """Rubbish in every slot that is not shown, and in one more. Where an arm shows every slot it ever has, nothing is
+    changed: an encoder may then do without the mask.
+    """
+    if batch.demo_mask.all():
+        return batch
     rng = np.random.default_rng(22)
 
     def filled(grids: np.ndarray) -> np.ndarray:

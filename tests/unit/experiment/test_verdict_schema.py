@@ -1,11 +1,13 @@
 """Each broken field of verdict.json is refused with its path."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from etrm.errors import EvaluationError
+from etrm.experiment.checks import CHECK_RULES
 from etrm.experiment.demo_evidence import demo_evidence
 from etrm.experiment.verdict import judge, to_json
 from etrm.experiment.verdict_schema import validate_json
@@ -71,3 +73,11 @@ def test_further_keys_are_allowed() -> None:
 def test_not_even_an_object() -> None:
     with pytest.raises(EvaluationError, match="verdict: expected an object"):
         validate_json([])
+
+
+def test_the_page_lists_every_check_with_its_consequence() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "verdict.md").read_text()
+    for name, rule in CHECK_RULES.items():
+        row = next((line for line in page.splitlines() if line.startswith((f"| {name} |", f"| {name} ("))), "")
+        needed = "yes" if rule.stage == "start" else "no"
+        assert f"| {rule.hypothesis} | {rule.on_failure} | {needed} |" in row, f"{name}: {row!r}"
