@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from etrm.config.schema import Objective
+
 WIDTH, LEFT, BAR, GAP, TOP = 860, 250, 16, 8, 30
 LINE_COLOURS = ("#2a7f3f", "#1f5fa8", "#7a4fb0", "#a8321f", "#8a6d00", "#555555")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from etrm.evaluation.controls import ConstantContext
-from etrm.faults.bank import Bench, fault
+from etrm.faults.bank import Bench, Stage, fault
 from etrm.faults.gradient import through
 from etrm.models.encoders import EncoderSpec
 from etrm.models.etrm import ETRM
@@ -17,12 +17,12 @@ from etrm.training.update import LossHead
 
 
 def swapped(id: str, happened: str, make: Callable[[EncoderSpec, nn.Module], nn.Module], *, verdict: str, check: str,
-            stage: str, catalogue: int | None = None, naive: str = "A or C", arm: str = "micro") -> None:  # fmt: skip
+            stage: Stage, catalogue: int | None = None, naive: str = "A or C", arm: str = "micro") -> None:  # fmt: skip
     """Enter a fault: another encoder stands in the model."""
 
     @fault(
         id, "encoder", happened, verdict=verdict, check=check, stage=stage, catalogue=catalogue, naive=naive, arm=arm
-    )  # type: ignore[arg-type]
+    )
     def plant(bench: Bench) -> Iterator[None]:
         def edit(head: LossHead) -> None:
             assert isinstance(head.model, ETRM)

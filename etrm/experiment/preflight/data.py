@@ -173,6 +173,7 @@ def _augmentations(task: Task, config: RunConfig, bundle: Bundle) -> list[Augmen
     """Those that an arm may use for a task: the decoder's own, and the fresh ones of its rungs."""
     data, seed, votes = config.data, config.system.seed, config.evaluation.augmentations
     own = task_augmentations(task, data.augmentations, data.colour_augmentation, bundle.provenance.seed)
-    counts = ((4 * (data.augmentations + votes), 991), (votes, 992), (votes, 993))
-    drawn = [a for n, salt in counts for a in task_augmentations(task, n, data.colour_augmentation, salt + seed)]
-    return list(dict.fromkeys((*own, *drawn)))
+    drawn = [a for salt in (992, 993) for a in task_augmentations(task, votes, data.colour_augmentation, salt + seed)]
+    others = task_augmentations(task, 4 * (data.augmentations + votes), data.colour_augmentation, 991 + seed)
+    fresh = [a for a in others if a not in own][:votes]
+    return list(dict.fromkeys((*own, *drawn, *fresh)))
