@@ -72,7 +72,7 @@ def page(
         f"# Leaderboard on {benchmark}",
         "",
         f"{day}, made by `{command}`.",
-        "Validation tasks only; the locked test was not read. Seconds are wall time of the training on a shared machine,",
+        "Validation tasks only; the locked test was not read. Seconds are wall time on a shared machine,",
         'so compare updates first. "Mismatched" is the same encoder with the demonstrations of another task.',
         "Counts are of queries answered exactly, k of n.",
         "",
