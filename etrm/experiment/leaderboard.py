@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -218,8 +218,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/experiments"), help="folder of the page and the plot")
     parser.add_argument("overrides", nargs="*", help="key=value")
     options = parser.parse_intermixed_args(arguments)
-    objectives = [o for o in options.objectives.split(",") if o]
-    if not objectives or not set(objectives) <= {"lm", "lm+table"}:
+    asked = options.objectives.split(",")
+    objectives: list[Objective] = [o for o in get_args(Objective) if o in asked]
+    if not set(asked) <= set(objectives):
         parser.error(f"--objectives {options.objectives}: expected lm, lm+table or both")
     if options.seeds < 1 or (options.updates is not None and options.updates < 1):
         parser.error("--seeds and --updates: expected at least 1")

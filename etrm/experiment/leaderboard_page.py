@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etrm.config.schema import Objective
-
 WIDTH, LEFT, BAR, GAP, TOP = 860, 250, 16, 8, 30
 LINE_COLOURS = ("#2a7f3f", "#1f5fa8", "#7a4fb0", "#a8321f", "#8a6d00", "#555555")
 
@@ -21,7 +19,7 @@ class Row:
     """One cell: counts are (k, n) of queries answered exactly; `failed` says why a training ended early ('' if not)."""
 
     encoder: str
-    objective: Objective
+    objective: str
     seed: int
     parameters: int
     updates: int
@@ -35,8 +33,7 @@ class Row:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Row":
         """From JSON, where tuples are lists."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
     @property
     def label(self) -> str:
@@ -75,8 +72,7 @@ def page(
         f"# Leaderboard on {benchmark}",
         "",
         f"{day}, made by `{command}`.",
-        "Validation tasks only; the locked test was not read. Seconds are wall time of the training on a shared"
-        " machine,",
+        "Validation tasks only; the locked test was not read. Seconds are wall time on a shared machine,",
         'so compare updates first. "Mismatched" is the same encoder with the demonstrations of another task.',
         "Counts are of queries answered exactly, k of n.",
         "",
