@@ -168,6 +168,11 @@ def augment_task(task: Task, augmentation: Augmentation) -> Task:
     return Task(augmentation.name(task.id), apply(task.demos), apply(task.queries), task.source)
 
 
+@functools.lru_cache(maxsize=4096)  # all tasks of both ARC-AGI versions; a run compares the same ones several times
+def _hashes(task: Task) -> frozenset[str]:
+    return canonical_task_hashes(task)
+
+
 def duplicate_groups(tasks: Sequence[Task]) -> tuple[tuple[str, ...], ...]:
     """Groups of two or more task ids linked by shared canonical pair hashes; ids sorted in a group, groups by first id.
 
@@ -178,7 +183,7 @@ def duplicate_groups(tasks: Sequence[Task]) -> tuple[tuple[str, ...], ...]:
         raise DataError("duplicate_groups: two tasks have the same id; pass each task once")
     first_with: dict[str, str] = {}
     for task in tasks:
-        for pair_hash in canonical_task_hashes(task):
+        for pair_hash in _hashes(task):
             mine, theirs = groups[task.id], groups[first_with.setdefault(pair_hash, task.id)]
             if mine is not theirs:
                 mine |= theirs
@@ -193,7 +198,7 @@ def overlaps(train: Sequence[Task], test: Sequence[Task]) -> tuple[tuple[str, st
     """
     holders: defaultdict[str, set[str]] = defaultdict(set)
     for task in train:
-        for pair_hash in canonical_task_hashes(task):
+        for pair_hash in _hashes(task):
             holders[pair_hash].add(task.id)
-    shared = {(id, task.id) for task in test for h in canonical_task_hashes(task) for id in holders.get(h, ())}
+    shared = {(id, task.id) for task in test for h in _hashes(task) for id in holders.get(h, ())}
     return tuple(sorted(shared))

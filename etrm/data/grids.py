@@ -173,15 +173,16 @@ def canonical_pair_hash(inp: np.ndarray, out: np.ndarray) -> str:
     The least of the eight transforms of the pair, each with its colours renamed by first appearance over the input then
     the output, row-major; 0 stays 0, as in the augmentations.
     """
-    forms = zip(dihedral_views(np.asarray(inp)), dihedral_views(np.asarray(out)), strict=True)
-    return hashlib.sha256(min(_renamed(a, b) for a, b in forms)).hexdigest()
+    forms = list(zip(dihedral_views(np.asarray(inp)), dihedral_views(np.asarray(out)), strict=True))
+    least = min((a.shape, b.shape) for a, b in forms)  # a form begins with its shapes, so no other can be the least
+    return hashlib.sha256(min(_renamed(a, b) for a, b in forms if (a.shape, b.shape) == least)).hexdigest()
 
 
 def _renamed(inp: np.ndarray, out: np.ndarray) -> bytes:
     cells = inp.astype(np.uint8).tobytes() + out.astype(np.uint8).tobytes()
-    order = [colour for colour in dict.fromkeys(cells) if colour != 0]  # a dict keeps first appearance
+    first = sorted((at, colour) for colour in range(1, COLOURS) if (at := cells.find(colour)) >= 0)
     table = bytearray(256)
-    for name, colour in enumerate(order, start=1):
+    for name, (_, colour) in enumerate(first, start=1):
         table[colour] = name
     return bytes(inp.shape) + bytes(out.shape) + cells.translate(bytes(table))
 
