@@ -105,7 +105,8 @@ def table(name: str, hidden: int) -> None:
 
 def tasks_table() -> bool:
     """Sampling from more and more augmented tasks; whether memory stays flat in their number."""
-    print("\n| tasks | augmentations | augmented tasks | ms for 64 episodes | MB |\n| ---: | ---: | ---: | ---: | ---: |")
+    print("\n| tasks | augmentations | augmented tasks | ms for 64 episodes | MB |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
     risen: dict[tuple[int, int], float | None] = {}
     everything = load_arc(1, "training")
     for tasks, augmentations in TASKS:

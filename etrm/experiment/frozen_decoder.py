@@ -41,6 +41,7 @@ from etrm.experiment.outcome import compare_with_controls, final_metrics, findin
 from etrm.experiment.preflight import preflight
 from etrm.experiment.preflight.update import update_checks
 from etrm.experiment.scores import rung_evidence, score_of
+from etrm.experiment.search_rows import with_search
 from etrm.experiment.showcase import record_showcase
 from etrm.experiment.step_watch import StepWatch
 from etrm.experiment.validity import competence, decoder_checks, frozen_checks, positive_control
@@ -244,6 +245,7 @@ class FrozenDecoderRun:
                 [rung_evidence(r, model, untrained, found.constant, config, bundle.side) for r in arm.rungs]
             )
             self._lap("rungs and nulls")
+            rungs = with_search(rungs, arm.rungs, model, bundle, config)
         self.record.probe = {"start": loss.probe_start, "end": loss.probe_end, "p_decrease": loss.p_decrease}
         return loss, rungs
 

@@ -200,7 +200,9 @@ def leaderboard(
     ranked = sorted(screened, key=Row.order)
     final = []
     if seeds > 1:
-        final = [row_of(Cell(r.encoder, r.objective, s)) for r in ranked[:BEST] for s in range(seeds)]
+        objective_of: dict[str, Objective] = {o: o for o in objectives}
+        best = ranked[:BEST]
+        final = [row_of(Cell(r.encoder, objective_of[r.objective], s)) for r in best for s in range(seeds)]
     key = f"{config_hash(config)} {bundle.sha256}"
     lines = kept(folder / "lines.json", key, lambda: [asdict(line) for line in measure_lines(config, bundle, arm)])
     return ranked, final, [Line(**line) for line in lines]

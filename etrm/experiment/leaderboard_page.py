@@ -33,7 +33,8 @@ class Row:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Row":
         """From JSON, where tuples are lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     @property
     def label(self) -> str:

@@ -1,7 +1,7 @@
 """The embedded scale (cal-1: hidden 96, 25 cells, batch 64) and what surrounds a run: data, bundle, import.
 
-The baseline is the reference's cost at these sizes (ten slots, float64 loss, the encoder at every ACT step). How today's
-updates compare with an earlier commit of ours is told by `python scripts/compare_speed.py COMMIT`.
+The baseline is the reference's cost at these sizes (ten slots, float64 loss, the encoder at every ACT step). How
+today's updates compare with an earlier commit of ours is told by `python scripts/compare_speed.py COMMIT`.
 
 Legend: B batch.
 """
