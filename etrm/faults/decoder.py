@@ -154,6 +154,26 @@ _file(
 
 
 @fault(
+    "structure-set-after-loading",
+    "decoder",
+    "a config layer set L_cycles on the loaded decoder",
+    verdict="INVALID",
+    check="structure",
+    catalogue=44,
+    naive="C, encoder too weak",
+)
+def structure_set_later(bench: Bench) -> Iterator[None]:
+    """The decoder in use has two L cycles more than its bundle."""
+
+    def edit(head: LossHead) -> None:
+        s = head.decoder.structure
+        head.decoder.structure = replace(s, l_cycles=s.l_cycles + 2)
+
+    bench.edits.append(edit)
+    yield
+
+
+@fault(
     "decoder-drifts",
     "decoder",
     "a millionth a step hides below a tolerance of 1e-5",
