@@ -45,7 +45,7 @@ PLAN = (
 )
 
 CHECK_RULES: dict[str, CheckRule] = {
-    "certificate": CheckRule("H6", "INVALID", "start", "the instrument has its certificate", CERTIFY),
+    "certificate": CheckRule("H6", "INVALID", "outcome", "the instrument has its certificate", CERTIFY),
     "bundle_whole": CheckRule("H1", "INVALID", "start", "the decoder bundle loads whole", VERIFY),
     "golden_logits": CheckRule("H1", "INVALID", "start", "the decoder reproduces its golden logits", VERIFY),
     "structure": CheckRule("H1", "INVALID", "start", "the decoder's structure (cycles, layers) is as trained", VERIFY),

@@ -134,6 +134,6 @@ def test_evidence_survives_its_file(tmp_path):
 def test_a_decoder_that_cannot_answer_with_its_own_contexts_is_invalid(tmp_path):
     evidence, record = run(tmp_path, edit=lambda head: head.decoder.lm_head.weight.data.zero_())
     competent = next(c for c in evidence.validity if c.name == "decoder_competent")
-    assert competent.ok is False and "0 of 288" in competent.detail, competent
+    assert competent.ok is False and "0 of 296" in competent.detail, competent
     assert judge(evidence).scenario == "INVALID"
     assert not record.curve, "it was trained"

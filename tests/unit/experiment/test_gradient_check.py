@@ -34,7 +34,7 @@ def test_a_healthy_config_prints_its_layers_and_exits_with_0(capsys):
     assert main(["--config-name", "cfg_micro", *SMALL]) == 0
     text = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.endswith("  ok")}
-    assert {"embed_input", "blocks.0.down_proj", "to_context"} <= set(rows), text
+    assert {"read", "blocks.0.mlp.down_proj", "to_context"} <= set(rows), text
     assert all(float(row[0]) > 0 for row in rows.values())
     assert "No gradient break" in text and "declared as 'carry'" in text and "gradient intact" in text
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from etrm.experiment.checks import CHECK_RULES
 from etrm.experiment.demo_evidence import PASSED, demo_rung, healthy
 from etrm.experiment.evidence import Budget, NullEvidence, OracleEvidence, Score
 from etrm.experiment.reading import (
@@ -112,7 +113,11 @@ def test_numbers_overrule_a_reported_pass() -> None:
 
 def test_required_checks_that_nobody_reported_are_open() -> None:
     checks = validity_checks(replace(healthy("arc"), validity=()))
-    assert len(checks) == 15
-    assert {c.name: c.ok for c in checks if c.ok is not None} == {"schedule": True}, "it follows from the budget"
-    assert all(c.ok is None for c in validity_checks(replace(healthy("arc"), validity=(), budget=None)))
+    assert [c.name for c in checks] == list(CHECK_RULES) and len(checks) == 26
+    told = {c.name: c.ok for c in checks if c.ok is not None}
+    assert told == {"schedule": True, "certificate": True}, (
+        "they follow from the budget and from the certificate itself"
+    )
+    bare = replace(healthy("arc"), validity=(), budget=None, certificate=None)
+    assert all(c.ok is None for c in validity_checks(bare))
     assert "certificate" not in {c.name for c in validity_checks(replace(healthy(), validity=()))}

@@ -34,13 +34,18 @@ SOURCE = """
         return ArmRun(evidence, folder)
 
     @pytest.fixture(scope="session")
-    def calibration(): return arm("calibration", "A")
+    def judged_arm(session_runs):
+        def judged(name):
+            run = arm(name, {"calibration": "A", "arc": "C"}[name])
+            session_runs.note(name, run)
+            return run
 
-    @pytest.fixture(scope="session")
-    def arc(calibration): return arm("arc", "C")
+        return judged
 
-    def test_fits(calibration): pass
-    def test_transfers(arc): pass
+    @pytest.fixture(scope="session", params=["calibration", "arc"])
+    def arm_run(request, judged_arm): return judged_arm(request.param)
+
+    def test_fits(arm_run): pass
     def test_other(): pass
 """
 
@@ -79,8 +84,9 @@ def test_junit_says_scenario_and_rungs(session: Callable[..., pytest.RunResult],
     assert whole["calibration.scenario"] == "A" and whole["arc.scenario"] == "C"
     assert whole["calibration.unseen_composition"] == "307 of 512 (60 % [52 %, 67 %])"
     cases = {case.attrib["name"]: properties(case) for case in suite.iterfind("testcase")}
-    assert {k.split(".")[0] for k in cases["test_fits"]} == {"calibration"}
-    assert cases["test_transfers"]["arc.unseen_task"].startswith("3 of 512") and cases["test_other"] == {}
+    assert {k.split(".")[0] for k in cases["test_fits[calibration]"]} == {"calibration"}
+    assert {k.split(".")[0] for k in cases["test_fits[arc]"]} == {"arc"}
+    assert cases["test_fits[arc]"]["arc.unseen_task"].startswith("3 of 512") and cases["test_other"] == {}
 
 
 def test_a_short_session_claims_no_verdict(session: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:

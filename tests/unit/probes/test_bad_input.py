@@ -76,9 +76,9 @@ def test_a_frozen_encoder_is_blocked():
 
 def test_a_part_that_is_frozen_on_purpose_is_declared():
     head = head_of()
-    head.model.encoder.embed_input.requires_grad_(False)
+    head.model.encoder.read.requires_grad_(False)
     assert diagnose(head, episodes(), audit=False).state == "partial"
-    head.model.encoder.declared_frozen = ("embed_input.*",)
+    head.model.encoder.declared_frozen = ("read.*",)
     assert diagnose(head, episodes(), audit=False).ok
 
 
