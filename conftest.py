@@ -92,12 +92,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.hookimpl(trylast=True)  # after -m has deselected, so that a reason is only printed for what was asked
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skip_slow = pytest.mark.skip(reason="slow: add --slow (or select it with -m slow)")
-    skip_benchmark = pytest.mark.skip(reason="benchmark: select it with -m benchmark")
+    own_lanes = [name for name in ("benchmark", "sweep") if not asks_for(config.option.markexpr, name)]
     for item in items:
         if not config.stash[OPTIONS].slow and item.get_closest_marker("slow"):
             item.add_marker(skip_slow)
-        if not asks_for(config.option.markexpr, "benchmark") and item.get_closest_marker("benchmark"):
-            item.add_marker(skip_benchmark)
+        for name in own_lanes:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"{name}: select it with -m {name}"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -238,6 +238,8 @@ def frozen_decoder_verdict(request: pytest.FixtureRequest, tmp_path: Path) -> "C
 
     The file is looked for beside the test first. `length="short"` asks for gradient, frozen decoder and loss only;
     `overrides=["budget.updates=200"]` changes the bundle's config. `.scenario` is A, B, C, UNDECIDED or INVALID.
+    In full length the instrument first earns its certificate on that bundle, kept in $ETRM_CACHE or runs/cache;
+    without one the verdict is UNDECIDED and says why.
     """
 
     def run(encoder: str, bundle: str = "micro", **kwargs: Any) -> "EncoderVerdict":

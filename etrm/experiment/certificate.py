@@ -16,13 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
+import torch
+
+from etrm.config.compose import to_dict
 from etrm.config.schema import RunConfig
 from etrm.errors import EvaluationError
 from etrm.evaluation.controls import ConstantContext
 from etrm.experiment.evidence import Certificate, Evidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun
+from etrm.experiment.run_cache import RunCache, key_parts
 from etrm.experiment.verdict import Scenario, judge
-from etrm.models.bundle import Bundle
+from etrm.models.bundle import Bundle, load_bundle
 from etrm.models.encoders import Encoded
 from etrm.models.etrm import ETRM, Episodes
 from etrm.models.trm import TRMDecoder
@@ -30,6 +34,7 @@ from etrm.training.update import LossHead
 
 Edit = Callable[[LossHead], None]
 FILE = "certificate.json"
+HEALTHY = "healthy"  # the folder of its healthy run
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -112,6 +117,32 @@ def certify(healthy: Evidence, trials: tuple[Trial, ...]) -> Certificate:
     return Certificate(
         date.today().isoformat(), commit(), f"healthy encoder gave A ({k} of {n} on {healthy.arm}); {found}"
     )
+
+
+def earn(config: RunConfig, cache: RunCache) -> Certificate | str:
+    """The certificate of `config`'s own encoder on its own benchmark, or why it has none.
+
+    The healthy run and the plants are made once a key and kept in `cache`.
+    """
+    bundle = load_bundle(config.bundle)
+    parts = key_parts(
+        {"length": "certificate", "label": "healthy and planted", **to_dict(config)},
+        bundle=bundle.sha256,
+        encoder=config.encoder.name,
+        threads=torch.get_num_threads(),
+        seed=config.system.seed,
+    )
+
+    def produce(folder: Path) -> None:
+        FrozenDecoderRun(config, "full", folder / HEALTHY).run()
+        write_trials(folder, planted(config, bundle, folder))
+
+    kept = cache.get_or_run(parts, produce).path
+    healthy = Evidence.from_json(json.loads((kept / HEALTHY / "evidence.json").read_text()))
+    try:
+        return certify(healthy, read_trials(kept))
+    except EvaluationError as error:
+        return f"{error} (kept in {kept})"
 
 
 def commit() -> str:

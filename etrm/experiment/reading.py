@@ -193,8 +193,10 @@ def _derived(evidence: Evidence) -> list[Check]:
     """Checks that follow from numbers already in the evidence, so that a report cannot contradict them."""
     found = []
     budget = evidence.budget
-    if needs_certificate(evidence) and evidence.certificate is None:
-        found.append(check("certificate", None, "there is none for this machine and commit"))
+    held = evidence.certificate
+    if needs_certificate(evidence):
+        said = "there is none for this machine and commit" if held is None else f"{held.date}, commit {held.commit}"
+        found.append(check("certificate", None if held is None else True, said))
     if budget is None:
         return found
     updates = f"{budget.executed_updates} of {budget.planned_updates} updates"

@@ -1,7 +1,8 @@
 """What a session leaves behind of its finished arms: panel, verdict.json, report.html, CI summary, JUnit properties.
 
-Notable: an arm's run is whatever a fixture named after the arm returns with `evidence` and `folder`; so a test needs to
-know nothing of all this. Only a full run (--slow) has a verdict to show: a short one evaluates no pass@1.
+Notable: an arm's run is told by one call, `session_runs.note(arm, run)`, with anything that has `evidence` and
+`folder`; so a test needs to know nothing of all this. Only a full run (--slow) has a verdict to show: a short one
+evaluates no pass@1.
 Knows neither torch nor pytest: conftest.py is the glue.
 """
 
@@ -30,7 +31,7 @@ class SessionRuns:
     report: Path | None = None
 
     def note(self, name: str, value: object) -> None:
-        """Keep a fixture's value if it is an arm's run; everything else is none of ours."""
+        """Keep a value if it is an arm's run under the arm's name; everything else is none of ours."""
         evidence, folder = getattr(value, "evidence", None), getattr(value, "folder", None)
         if name in RUNGS and isinstance(evidence, Evidence) and isinstance(folder, Path):
             self.verdicts[name], self.folders[name] = judge(evidence), folder

@@ -210,7 +210,17 @@ def test_certificate_is_needed_for_arc_and_user_encoders_only() -> None:
     assert judge(own).scenario == "A"
     for evidence in (arc, replace(own, user_encoder=True)):
         assert judge(evidence).scenario == "UNDECIDED"
-        assert "certificate" in judge(evidence).reasons[0]
+        assert "certificate" in judge(evidence).reasons[0] and len(judge(evidence).reasons) == 1
+        unreported = replace(evidence, validity=tuple(c for c in evidence.validity if c.name != "certificate"))
+        assert judge(replace(unreported, certificate=healthy().certificate)).scenario == "A"
+
+
+@pytest.mark.parametrize("state", ["blocked", "partial", "vanishing"])
+def test_a_missing_certificate_hides_no_broken_gradient_and_gives_no_c(state: str) -> None:
+    user = replace(healthy(), certificate=None, user_encoder=True)
+    broken = judge(with_gradient(user, state))
+    assert (broken.scenario, broken.question) == ("B", 2) and broken.hypotheses["H6"].status == "open"
+    assert judge(with_headline(user, *LOW)).scenario == "UNDECIDED"
 
 
 def test_failing_oracle_is_not_shown_steerable_and_clears_the_encoder_of_blame() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from etrm.experiment.checks import CHECK_RULES
 from etrm.experiment.report.run_folder import RECORD_FILES
 from etrm.experiment.session import EXIT_CODES
 from etrm.models.bundle import load_bundle
@@ -40,6 +41,14 @@ def test_exit_codes_of_the_docs() -> None:
     table = (DOCS / "exit-codes.md").read_text()
     rows = dict(re.findall(r"^\| (\d+) \| ([^|]+?) \|", table, re.MULTILINE))
     assert {code: rows[str(code)] for code in EXIT_CODES} == dict(EXIT_CODES)
+
+
+def test_the_verdicts_page_lists_every_check_with_its_rule() -> None:
+    rows = re.findall(r"^\| (\w+) \| [^|]+ \| (H\d) \| (\w+) \| (yes|no) \|$", (DOCS / "verdict.md").read_text(), re.M)
+    stages = {"yes": "start", "no": "outcome"}
+    assert [(name, h, fails, stages[needed]) for name, h, fails, needed in rows] == [
+        (name, rule.hypothesis, rule.on_failure, rule.stage) for name, rule in CHECK_RULES.items()
+    ]
 
 
 def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere() -> None:

@@ -142,10 +142,12 @@ def test_missing_gpu_is_a_skip_or_with_require_gpu_a_failure(session, monkeypatc
     session(source, "--require-gpu").assert_outcomes(errors=1)
 
 
-def test_benchmarks_are_skipped_unless_selected(session):
-    source = "import pytest\n@pytest.mark.benchmark\ndef test_pace(): pass"
+@pytest.mark.parametrize("lane", ["benchmark", "sweep"])
+def test_benchmarks_and_sweeps_are_skipped_unless_selected(session, lane):
+    source = f"import pytest\n@pytest.mark.{lane}\ndef test_pace(): pass"
     session(source).assert_outcomes(skipped=1)
-    session(source, "-m", "benchmark").assert_outcomes(passed=1)
+    session(source, "--slow").assert_outcomes(skipped=1)
+    session(source, "-m", lane).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("wrong", ["--encoder=my_encoder.py", "--encoder=a:b:", "--seeds=0", "--run-name=../up"])
