@@ -2,10 +2,11 @@
 
 The embedded bundles have a config each; `micro` takes minutes on a CPU, its short length (gradient, frozen decoder,
 falling loss, no pass@1) less than one.
+
+Notable: a person's own encoder is judged under the instrument's certificate, which is earned first, on the same bundle
+with its own config, and kept with the finished runs. A short run never comes as far as needing it.
 """
 
-import functools
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,12 @@ from pathlib import Path
 from etrm.config.compose import load, shipped_root
 from etrm.config.schema import RunConfig
 from etrm.errors import BundleError
-from etrm.experiment.certificate import certify, planted
-from etrm.experiment.evidence import Certificate, GradientEvidence
+from etrm.experiment.certificate import earn
+from etrm.experiment.checks import check
+from etrm.experiment.evidence import Certificate, Evidence, GradientEvidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun, Length
-from etrm.experiment.reading import needs_certificate
+from etrm.experiment.run_cache import RunCache
 from etrm.experiment.verdict import Scenario, Verdict, judge
-from etrm.models.bundle import load_bundle
 
 CONFIGS = {"micro": "cfg_micro", "cal-1": "cfg_calibration"}
 
@@ -44,8 +45,22 @@ def located(encoder: str, near: Path) -> str:
     return f"{beside.resolve()}:{factory}" if place.endswith(".py") and beside.is_file() else encoder
 
 
+def under(evidence: Evidence, held: Certificate | str) -> Evidence:
+    """The evidence with its certificate; or, where there is none, with the reason as the check's detail."""
+    if isinstance(held, Certificate):
+        return replace(evidence, certificate=held)
+    rest = tuple(c for c in evidence.validity if c.name != "certificate")
+    return replace(evidence, certificate=None, validity=(*rest, check("certificate", None, held)))
+
+
 def encoder_verdict(
-    encoder: str, bundle: str, folder: Path, *, length: Length = "full", overrides: Iterable[str] = ()
+    encoder: str,
+    bundle: str,
+    folder: Path,
+    *,
+    length: Length = "full",
+    overrides: Iterable[str] = (),
+    cache: RunCache | None = None,
 ) -> EncoderVerdict:
     """Train `encoder` (`path/to/file.py:factory`, `package.module:factory` or a registered name) and judge it.
 
@@ -54,29 +69,21 @@ def encoder_verdict(
         bundle: an embedded decoder, `micro` or `cal-1`.
         folder: where evidence.json, metrics.jsonl and run.json are written.
         length: `full`, or `short` for gradient, frozen decoder and loss only (never A or C).
-        overrides: `key=value` of the bundle's config.
+        overrides: `key=value` of the bundle's config; the certificate is earned without them.
+        cache: where the certificate is kept (else $ETRM_CACHE, else runs/cache).
 
     Raises:
         BundleError: no config for that bundle. Errors of the encoder itself become an INVALID verdict.
     """
     if bundle not in CONFIGS:
         raise BundleError(f"no embedded config for bundle {bundle!r}; there are {', '.join(CONFIGS)}")
-    config = load(RunConfig, CONFIGS[bundle], [f"encoder.name={encoder}", *overrides], root=shipped_root())
+    root = shipped_root()
+    config = load(RunConfig, CONFIGS[bundle], [f"encoder.name={encoder}", *overrides], root=root)
+    needed = length == "full" and ":" in encoder
+    held = earn(load(RunConfig, CONFIGS[bundle], [], root=root), cache or RunCache()) if needed else None
     evidence = FrozenDecoderRun(config, length, folder).run()
-    if length == "full" and needs_certificate(evidence) and evidence.rungs:
-        evidence = replace(evidence, certificate=_certificate(bundle))
+    if held is not None:
+        evidence = under(evidence, held)
+        (folder / "evidence.json").write_text(evidence.dumps() + "\n")
     found = judge(evidence)
     return EncoderVerdict(found.scenario, found.reasons, found.evidence.gradient, found)
-
-
-@functools.cache
-def _certificate(bundle: str) -> Certificate:
-    """Earned on the bundle's own config with the default encoder and planted faults; once a process.
-
-    Raises EvaluationError where a planted fault or the healthy encoder gave another verdict than it must.
-    """
-    config = load(RunConfig, CONFIGS[bundle], [], root=shipped_root())
-    config = replace(config, evaluation=replace(config.evaluation, oracle_tasks=0))
-    with tempfile.TemporaryDirectory() as folder:
-        healthy = FrozenDecoderRun(config, "full", Path(folder) / "healthy").run()
-        return certify(healthy, planted(config, load_bundle(config.bundle), Path(folder)))

@@ -113,7 +113,11 @@ def test_numbers_overrule_a_reported_pass() -> None:
 
 def test_required_checks_that_nobody_reported_are_open() -> None:
     checks = validity_checks(replace(healthy("arc"), validity=()))
-    assert len(checks) == len(CHECK_RULES)
-    assert {c.name: c.ok for c in checks if c.ok is not None} == {"schedule": True}, "it follows from the budget"
-    assert all(c.ok is None for c in validity_checks(replace(healthy("arc"), validity=(), budget=None)))
+    assert [c.name for c in checks] == list(CHECK_RULES) and len(checks) == len(CHECK_RULES)
+    told = {c.name: c.ok for c in checks if c.ok is not None}
+    assert told == {"schedule": True, "certificate": True}, (
+        "they follow from the budget and from the certificate itself"
+    )
+    bare = replace(healthy("arc"), validity=(), budget=None, certificate=None)
+    assert all(c.ok is None for c in validity_checks(bare))
     assert "certificate" not in {c.name for c in validity_checks(replace(healthy(), validity=()))}
