@@ -32,11 +32,6 @@ class CountingSource:
             )
         return batch
 
-    @property
-    def distinct_share(self) -> float:
-        """Distinct questions over drawn ones; 0.0 before the first draw."""
-        return len(self.seen) / self.drawn if self.drawn else 0.0
-
 
 def least_distinct(slots: int, pool: int | None) -> int:
     """How many distinct questions a run of `slots` even draws from `pool` (None: endless) must at least have shown."""

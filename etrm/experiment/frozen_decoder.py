@@ -219,7 +219,7 @@ class FrozenDecoderRun:
             watch.close()
             self.record.steps_taken += watch.steps
             self.record.moved += [f"before step {n}" for n in watch.moved_before]
-        return replace(record, episodes=round(record.episodes * source.distinct_share))
+        return replace(record, episodes=min(record.episodes, len(source.seen)))
 
     def _outcome(
         self,

@@ -33,7 +33,7 @@ def restructured(id: str, happened: str, catalogue: int | None, **changes: Any) 
         "decoder",
         happened,
         verdict="INVALID",
-        check="golden_logits",
+        check="golden_logits|structure",
         catalogue=catalogue,
         naive="C, encoder too weak",
     )

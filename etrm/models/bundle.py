@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Bundle:
     context_mean: Tensor
     context_std: Tensor
     golden: Golden | None = None  # an official checkpoint has none on record
+    described: str = ""  # digest of structure and provenance that the weights were saved with
 
     @property
     def side(self) -> int:
@@ -234,7 +235,7 @@ def load_bundle(name: str) -> Bundle:
     # Golden logits do not depend on every field (halt_max_steps, task ids), so the rest is held by its hash.
     if digest({"structure": asdict(structure), "provenance": asdict(provenance)}) != written:
         raise BundleError(f"structure or provenance of {manifest_path} is not what {weights} was saved with{again}")
-    return bundle
+    return replace(bundle, described=written)
 
 
 def assemble(

@@ -17,15 +17,15 @@ def source() -> RuleSource:
 
 def test_fresh_draws_are_distinct_and_a_stuck_sampler_is_not() -> None:
     counting = CountingSource(source())
-    assert counting.distinct_share == 0.0
+    assert not counting.seen
     rng = np.random.default_rng(0)
     for _ in range(5):
         counting.sample(16, rng)
-    assert (counting.drawn, counting.distinct_share) == (80, 1.0)
+    assert (counting.drawn, len(counting.seen)) == (80, 80)
     stuck = CountingSource(source())
     for _ in range(5):
         stuck.sample(16, np.random.default_rng(0))
-    assert stuck.distinct_share == pytest.approx(0.2)
+    assert len(stuck.seen) == 16
 
 
 def test_draws_are_passed_on_unchanged() -> None:
