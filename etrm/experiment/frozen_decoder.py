@@ -140,7 +140,8 @@ class FrozenDecoderRun:
         state = encoder_state(config, head, len(arm.source.task_ids))
         before += update_checks(config, arm, state)
         if any(c.ok is False and failure_of(c) == "INVALID" for c in before):
-            return self._evidence(arm, (*before, CONTRACT), gradient, positive)
+            held = frozen_checks(frozen, head.decoder, [o for o, _ in state.optimizers.values()], [])
+            return self._evidence(arm, (*before, *held, CONTRACT), gradient, positive)
         self._lap("update rehearsal")
         if config.loss.objective == "lm+table":
             state.teacher = bundle.table
