@@ -25,8 +25,15 @@ def run(folder, overrides=(), edit=None):
     return experiment.run(), experiment.record
 
 
-def test_a_healthy_encoder_has_an_intact_gradient_a_frozen_decoder_and_a_falling_loss(tmp_path):
-    evidence, record = run(tmp_path)
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """One healthy run, read by every test that plants nothing: its folder, evidence and record."""
+    folder = tmp_path_factory.mktemp("healthy")
+    return folder, *run(folder)
+
+
+def test_a_healthy_encoder_has_an_intact_gradient_a_frozen_decoder_and_a_falling_loss(healthy):
+    _, evidence, record = healthy
     assert evidence.gradient.state == "intact", evidence.gradient
     failed = [c for c in evidence.validity if c.ok is False]
     assert not failed, failed
@@ -100,7 +107,7 @@ def test_a_decoder_that_moves_is_invalid(tmp_path):
 
         head.model.context = nudging
 
-    evidence, _ = run(tmp_path, edit=drift)
+    evidence, _ = run(tmp_path, ["budget.updates=20", "optim.warmup_updates=2", "budget.log_every=5"], edit=drift)
     moved = next(c for c in evidence.validity if c.name == "decoder_unchanged")
     assert moved.ok is False and "lm_head" in moved.detail, moved
     assert judge(evidence).scenario == "INVALID"
@@ -125,9 +132,9 @@ def test_a_context_with_nan_is_invalid(tmp_path):
     assert any("not finite" in reason for reason in verdict.reasons), verdict.reasons
 
 
-def test_evidence_survives_its_file(tmp_path):
-    evidence, _ = run(tmp_path, ["budget.updates=50", "optim.warmup_updates=5"])
-    written = json.loads((tmp_path / "evidence.json").read_text())
+def test_evidence_survives_its_file(healthy):
+    folder, evidence, _ = healthy
+    written = json.loads((folder / "evidence.json").read_text())
     assert type(evidence).from_json(written) == dataclasses.replace(evidence)
 
 
