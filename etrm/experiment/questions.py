@@ -60,7 +60,15 @@ class Prepared:
     disjoint: bool | None  # ARC: no evaluated task repeats a training task, by canonical hash; rules are split by rule
 
 
-UNREAD = ("seen_queries", "unseen_queries", "probe_queries", "constant_updates", "oracle_tasks", "oracle_updates")
+UNREAD = (
+    "seen_queries",
+    "unseen_queries",
+    "probe_queries",
+    "constant_updates",
+    "oracle_tasks",
+    "oracle_updates",
+    "search_updates",
+)
 
 
 def prepare(config: RunConfig, bundle: Bundle) -> Prepared:

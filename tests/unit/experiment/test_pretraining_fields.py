@@ -87,6 +87,7 @@ CHANGED: dict[str, tuple[list[str], list[str], str]] = {
     "evaluation.constant_updates": (ARC, [], "1"),
     "evaluation.oracle_tasks": (ARC, [], "1"),
     "evaluation.oracle_updates": (ARC, [], "1"),
+    "evaluation.search_updates": (ARC, [], "1"),
     "system.device": (MICRO, [], "mps"),
     "system.seed": (MICRO, [], "1"),
 }
