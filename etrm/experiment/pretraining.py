@@ -9,6 +9,7 @@ Legend: B batch, S canvas cells, T context tokens, D hidden.
 
 import json
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -31,6 +32,8 @@ from etrm.models.etrm import ETRM, Episodes, decode
 from etrm.models.official import resolve_bundle
 from etrm.models.official_file import OFFICIAL_NAMES
 from etrm.probes.frozen import FrozenSnapshot, snapshot
+from etrm.training.checkpoint import steps_in
+from etrm.training.durable import alone_in, append_line, write_whole
 from etrm.training.loop import BudgetRecord, encoder_state, evaluation_points, fit, planned_updates
 from etrm.training.run import budget_sentence, build_head, check_ranks, choose_device, open_run_folder
 from etrm.training.update import TrainState
@@ -38,6 +41,7 @@ from etrm.training.update import TrainState
 Say = Callable[[str], None]
 CLAIM = "arch."
 PASS_AT = (1, 2, 5)
+METRICS, INTERRUPTED = "metrics.jsonl", "interrupted.json"
 
 
 def load_run(
@@ -144,7 +148,29 @@ class Pretraining:
         return model
 
     def run(self, stop_after: int | None = None) -> dict[str, Any]:
-        """Train the planned updates (or up to `stop_after`, to go on later); returns what summary.json holds."""
+        """Train the planned updates (or up to `stop_after`, to go on later); returns what summary.json holds.
+
+        Interrupted, it leaves interrupted.json: how far it came, and from where it goes on.
+        """
+        with alone_in(self.folder):
+            open_run_folder(self.folder.parents[1], self.config, self.bundle)  # the other may have begun in between
+            try:
+                return self._run(stop_after)
+            except KeyboardInterrupt:
+                self._interrupted()
+                raise
+
+    def _interrupted(self) -> None:
+        steps = steps_in(self.folder)
+        told = {
+            "executed_updates": self.state.step,
+            "planned_updates": self.state.total_steps,
+            "goes_on_from": max(steps, default=0),
+            "last_line": _last_line(self.folder / METRICS),
+        }
+        write_whole(self.folder / INTERRUPTED, (json.dumps(told, indent=1) + "\n").encode())
+
+    def _run(self, stop_after: int | None) -> dict[str, Any]:
         config, updates = self.config, planned_updates(self.config.budget, len(self.prepared.source.task_ids))
         points = evaluation_points(updates, config.budget.evaluations)
         at: dict[int, Callable[[int], None]] = dict.fromkeys((*points, config.freeze.decoder_updates), self._at)
@@ -154,18 +180,29 @@ class Pretraining:
             if advance is not None:
                 advance(done - advance.done, loss=loss)
 
-        log = self.folder / "metrics.jsonl"
+        log = self.folder / METRICS
         rng = np.random.default_rng(config.system.seed)
+        random.seed(config.system.seed)  # nothing of ours draws from these two; an encoder of the user's may
+        np.random.seed(config.system.seed % 2**32)
         record = fit(
-            config, self.state, self.prepared.source, rng, self.device, log, self.folder, at, report, stop_after
+            config,
+            self.state,
+            self.prepared.source,
+            rng,
+            self.device,
+            log,
+            self.folder,
+            at,
+            report,
+            stop_after,
+            self.say,
         )
         if advance is not None:
             advance.close()
         summary = self._summary(record, log)
         if record.executed_updates == record.planned_updates:
-            partial = self.folder / f".summary.{os.getpid()}.partial"
-            partial.write_text(json.dumps(summary, indent=1) + "\n")
-            os.replace(partial, self.folder / "summary.json")
+            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+            (self.folder / INTERRUPTED).unlink(missing_ok=True)
         return summary
 
     def _at(self, step: int) -> None:
@@ -191,8 +228,7 @@ class Pretraining:
         line = evaluation_metrics(results)
         if ema is not None:
             line["ARC/ema_initial_weight"] = ema.initial_weight(step)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
+        append_line(self.folder / METRICS, json.dumps({"step": step, **line}))
         for weights, result in results.items():
             counts = result.by_k[1].k_of_n
             self.say(f"update {step}: ARC/pass@1 ({weights} weights) {counts[FRACTION_RULE]}, {counts['queries']}")
@@ -236,3 +272,10 @@ class Pretraining:
             "notes": list(self.prepared.notes),
             "evaluations": [line for line in lines if "ARC/pass@1" in line],
         }
+
+
+def _last_line(log: Path) -> dict[str, Any] | None:
+    """The last whole line of a metrics file, None where there is none."""
+    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")] if log.is_file() else []
+    last: dict[str, Any] | None = json.loads(whole[-1]) if whole else None
+    return last

@@ -1,14 +1,17 @@
 """Checkpoints `checkpoints/<project>/<run>/step_N`, N in executed updates: everything an exact resume needs, written
 atomically.
 
-A file holds raw weights, EMA, optimisers, carry, data and ACT generators, and the config. It is read with
-`weights_only`, so a pickle that would run code is refused and not run.
+A file holds raw weights, EMA, optimisers, carry, every random generator, the config, and how long the metrics file was
+with its hash. It is read with `weights_only`, so a pickle that would run code is refused and not run, and after its
+checksums, so that a flipped bit is refused too. What it holds is compared with the run's own state before any of it is
+taken over (`checkpoint_check`).
 """
 
-import os
-import pickle
+import hashlib
+import io
+import random
 import re
-import zipfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,28 @@ import torch
 from etrm.config.compose import to_dict
 from etrm.config.schema import PretrainConfig, RunConfig
 from etrm.errors import CheckpointError
+from etrm.models.archive import UNREADABLE, archive_fault
 from etrm.models.etrm import Carry, Episodes
 from etrm.models.trm import Latents
+from etrm.training.checkpoint_check import refuse_misfits
+from etrm.training.durable import sync, write_whole
 from etrm.training.update import TrainState
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
+PARTS = (
+    "step",
+    "model",
+    "ema",
+    "optimizers",
+    "carry",
+    "act_generator",
+    "data_generator",
+    "global_generators",
+    "episodes_entered",
+    "log",
+    "config",
+)
 
 
 def checkpoint_folder(root: Path, project: str, run: str) -> Path:
@@ -38,28 +57,56 @@ def checkpoint_folder(root: Path, project: str, run: str) -> Path:
 
 
 def write_atomically(path: Path, payload: Any) -> None:
-    """torch.save to a temporary file beside `path`, fsync, rename, fsync the folder: a kill leaves the old file or the
-    new.
+    """torch.save to `path`, wholly or not at all: a kill leaves the old file or the new. CheckpointError if the disk is
+    full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        torch.save(payload, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without a cause
+    torch.save(payload, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def global_generators() -> dict[str, Any]:
+    """States of the generators that code may draw from without saying so: torch's (also CUDA's), Python's, numpy's."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    inner = numpy_state["state"]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": numpy_state | {"state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}},
+    }
+
+
+def set_global_generators(states: dict[str, Any]) -> None:
+    """Put back what `global_generators` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    random.setstate(states["python"])
+    inner = states["numpy"]["state"]
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": np.asarray(inner["key"], dtype=np.uint32)}})
+
+
+def log_prefix(log: Path, length: int | None = None) -> dict[str, Any]:
+    """Length and sha256 of the first `length` bytes of a metrics file, all of them where it is None."""
+    data = log.read_bytes() if log.is_file() else b""
+    data = data if length is None else data[:length]
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def save_checkpoint(
-    folder: Path, config: RunConfig | PretrainConfig, state: TrainState, rng: np.random.Generator, tasks: int
+    folder: Path,
+    config: RunConfig | PretrainConfig,
+    state: TrainState,
+    rng: np.random.Generator,
+    tasks: int,
+    log: Path | None = None,
 ) -> Path:
-    """Write `folder/step_N` and keep the last KEEP; returns the path."""
+    """Write `folder/step_N` and keep the last KEEP; returns the path. `log` is the metrics file that belongs to it."""
     carry = state.carry
+    if log is not None and log.is_file():
+        sync(log)  # a checkpoint may not outlive the lines that it counts on
     payload = {
         "format": FORMAT,
         "step": state.step,
@@ -77,7 +124,9 @@ def save_checkpoint(
         },
         "act_generator": state.generator.get_state(),
         "data_generator": rng.bit_generator.state,
+        "global_generators": global_generators(),
         "episodes_entered": state.episodes_entered,
+        "log": None if log is None else log_prefix(log),
         "config": to_dict(config),
     }
     path = folder / f"step_{state.step}"
@@ -108,12 +157,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         shown = ", ".join(described(path.parent / f"step_{n}") for n in sorted(steps_in(path.parent)))
         raise CheckpointError(f"{path} does not exist; {path.parent} has {shown or 'no checkpoints'}")
-    if not zipfile.is_zipfile(path):
-        # What torch would go on to try with it, an old pickle, is nothing that we have ever written.
-        raise CheckpointError(f"{path} is truncated or unsafe, it is no file of torch.save; use an earlier step_N")
+    if fault := archive_fault(path):
+        raise CheckpointError(f"{path} is truncated or unsafe and was not loaded: {fault}; use an earlier step_N")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or unsafe and was not loaded: {reason}; use an earlier step_N"
@@ -141,23 +189,79 @@ def refuse_other_weights(path: Path, saved: dict[str, torch.Tensor], model: torc
         )
 
 
-def resume(path: Path, config: RunConfig | PretrainConfig, state: TrainState, rng: np.random.Generator) -> None:
-    """Put a checkpoint's whole state into `state` and `rng`. CheckpointError if it is of another config or lacks a
-    part.
+def newest_whole(folder: Path, log: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and whose metrics lines still are; None where there are no checkpoints.
+
+    What had to be passed over is said. CheckpointError where there are some and none is whole: then nothing is begun
+    anew in silence.
     """
-    payload = read_checkpoint(path)
-    missing = {"model", "ema", "optimizers", "carry", "act_generator", "data_generator", "config"} - set(payload)
+    passed: list[str] = []
+    for step in sorted(steps_in(folder), reverse=True):
+        path = folder / f"step_{step}"
+        try:
+            payload = read_checkpoint(path)
+            refuse_incomplete(path, payload, log)
+        except CheckpointError as error:
+            passed.append(str(error))
+            continue
+        if passed:
+            say(f"going on from {path}, not from the newest: {'; '.join(passed)}")
+        return path, payload
+    if passed:
+        raise CheckpointError(
+            f"no checkpoint of {folder} can be used: {'; '.join(passed)}; choose another run name, or delete the "
+            "folder to begin again"
+        )
+    return None
+
+
+def refuse_incomplete(path: Path, payload: dict[str, Any], log: Path | None) -> None:
+    """CheckpointError if a part is missing, the format is another, the name is of another step, or the metrics file no
+    longer begins with the lines that were in it when the checkpoint was written.
+    """
+    missing = set(PARTS) - set(payload)
     if payload.get("format") != FORMAT or missing:
-        raise CheckpointError(f"{path} is no resumable checkpoint of format {FORMAT}; it lacks {sorted(missing)}")
-    if payload["config"] != to_dict(config):
-        changed = sorted(k for k, v in to_dict(config).items() if payload["config"].get(k) != v)
+        raise CheckpointError(
+            f"{path} is no resumable checkpoint of format {FORMAT} (it says {payload.get('format')!r:.20}, lacks "
+            f"{sorted(missing)}); choose another run name"
+        )
+    if type(payload["step"]) is not int or path.name != f"step_{payload['step']}":
+        raise CheckpointError(f"{path} holds step {payload['step']!r:.20}; restore its name, or use another step_N")
+    told = payload["log"]
+    if log is None:
+        return
+    whole = isinstance(told, dict) and set(told) == {"bytes", "sha256"} and type(told["bytes"]) is int
+    if not whole or told["bytes"] < 0 or log_prefix(log, told["bytes"]) != told:
+        raise CheckpointError(f"{log} does not begin with what was logged when {path.name} was written")
+
+
+def resume(
+    path: Path,
+    config: RunConfig | PretrainConfig,
+    state: TrainState,
+    rng: np.random.Generator,
+    payload: dict[str, Any] | None = None,
+) -> None:
+    """Put a checkpoint's whole state into `state`, `rng` and the global generators. `payload`: the file, if read
+    already.
+
+    CheckpointError if it is of another config, lacks a part, or a part does not fit; then nothing was changed.
+    """
+    payload = read_checkpoint(path) if payload is None else payload
+    refuse_incomplete(path, payload, None)
+    own = to_dict(config)
+    if payload["config"] != own:
+        theirs = payload["config"] if isinstance(payload["config"], dict) else {}
+        changed = sorted(k for k, v in own.items() if theirs.get(k) != v)
         raise CheckpointError(
             f"{path} was written under another config ({', '.join(changed)}); choose another run name"
         )
-    if (state.ema is None) != (payload["ema"] is None) or set(state.optimizers) != set(payload["optimizers"]):
-        raise CheckpointError(
-            f"{path} was written in another phase of training; its parts are {list(payload['optimizers'])}"
-        )
+    optimizers, ema = payload["optimizers"], payload["ema"]
+    if (state.ema is None) != (ema is None) or not isinstance(optimizers, dict):
+        raise CheckpointError(f"{path} was written with another optim.ema_decay, or has no optimisers")
+    if set(state.optimizers) != set(optimizers):
+        raise CheckpointError(f"{path} was written in another phase of training; its parts are {list(optimizers)}")
+    refuse_misfits(path, payload, state, rng, global_generators(), config.budget.batch_size)
     refuse_other_weights(path, payload["model"], state.model)
     state.model.load_state_dict(payload["model"], strict=True)
     if state.ema is not None:
@@ -172,4 +276,5 @@ def resume(path: Path, config: RunConfig | PretrainConfig, state: TrainState, rn
         state.carry = Carry(latents, carried["steps"].to(device), carried["halted"].to(device), episodes)
     state.generator.set_state(payload["act_generator"])
     rng.bit_generator.state = payload["data_generator"]
+    set_global_generators(payload["global_generators"])
     state.step, state.episodes_entered = payload["step"], payload["episodes_entered"]

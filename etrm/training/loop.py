@@ -8,6 +8,7 @@ logged update.
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from etrm.config.schema import BudgetConfig, PretrainConfig, RunConfig
 from etrm.data.episodes import Source
 from etrm.errors import BudgetError, ConfigError
 from etrm.models.etrm import Episodes
-from etrm.training.checkpoint import resume, save_checkpoint, steps_in
+from etrm.training.checkpoint import newest_whole, resume, save_checkpoint
+from etrm.training.durable import append_line
 from etrm.training.ema import EMA
 from etrm.training.optimizers import make_optimizer
 from etrm.training.schedule import check_schedule
@@ -118,20 +120,18 @@ def pretrain_state(config: PretrainConfig, model: LossHead, tasks: int) -> Train
 
 
 class MetricsLog:
-    """Appends JSON lines; on resume it drops lines past the step it resumes from, and one that a kill cut short."""
+    """Appends JSON lines; on resume the file is cut back to the `kept` bytes that the checkpoint knows of."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, kept: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.read_text().splitlines(keepends=True) if path.exists() and resume_step else []
-        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
-        path.write_text("".join(kept))
+        path.touch()
+        os.truncate(path, kept)
         self.path = path
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line; NaN (no sample halted, say) is written as null."""
         clean = {k: (None if math.isnan(v) else v) for k, v in values.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **clean}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **clean}))
 
 
 def fit(
@@ -145,9 +145,10 @@ def fit(
     at: Mapping[int, Callable[[int], None]] | None = None,
     report: Report | None = None,
     stop_after: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> BudgetRecord:
-    """Run the planned updates (or up to `stop_after`), resuming from the newest checkpoint of `checkpoints` if there
-    is one.
+    """Run the planned updates (or up to `stop_after`), resuming from the newest whole checkpoint of `checkpoints` if
+    there is one (`say` tells when newer ones had to be passed over).
 
     `at[N](N)` is called after update N, for evaluations; `report(done, loss)` after each. Raises what the update
     raises, and BudgetError if fewer updates were executed than planned.
@@ -160,12 +161,14 @@ def fit(
         )
     if stop_after is not None and stop_after % config.budget.log_every:
         raise ConfigError(f"stop_after {stop_after} must be a multiple of budget.log_every {config.budget.log_every}")
-    if checkpoints is not None and steps_in(checkpoints):
-        newest = max(steps_in(checkpoints))
-        if isinstance(config, RunConfig) and 0 <= config.freeze.decoder_updates < newest:
+    kept = 0
+    if checkpoints is not None and (found := newest_whole(checkpoints, log_path, say)) is not None:
+        path, payload = found
+        if isinstance(config, RunConfig) and 0 <= config.freeze.decoder_updates < payload["step"]:
             join_decoder(config, state)
-        resume(checkpoints / f"step_{newest}", config, state, rng)
-    log = MetricsLog(log_path, state.step)
+        resume(path, config, state, rng, payload)
+        kept = payload["log"]["bytes"]
+    log = MetricsLog(log_path, kept)
     since: list[dict[str, float]] = []
     last = min(state.total_steps, stop_after or state.total_steps)
     while state.step < last:
@@ -182,7 +185,7 @@ def fit(
         if at and state.step in at:
             at[state.step](state.step)
         if checkpoints is not None and every and (state.step % every == 0 or state.step == last):
-            save_checkpoint(checkpoints, config, state, rng, len(source.task_ids))
+            save_checkpoint(checkpoints, config, state, rng, len(source.task_ids), log_path)
     if state.step < last:
         raise BudgetError(f"{state.step} of {last} planned updates were executed")
     return BudgetRecord(

@@ -5,7 +5,6 @@ own key names (`arch.L_cycles`, …), so that a checkpoint of ours can be compar
 written under another config is refused, never continued or overwritten.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from etrm.models.etrm import ETRM
 from etrm.models.official_file import CONFIG, OFFICIAL_NAMES, first_line
 from etrm.models.trm import Structure
 from etrm.training.checkpoint import checkpoint_folder, steps_in
+from etrm.training.durable import write_whole
 from etrm.training.loop import planned_updates
 from etrm.training.update import LossHead
 
@@ -100,10 +100,7 @@ def open_run_folder(root: Path, config: RunConfig, bundle: Bundle) -> Path:
         raise CheckpointError(
             f"{folder} has checkpoints but no {CONFIG} to tell what they are; choose another run=NAME"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{CONFIG}.{os.getpid()}.partial"
-    partial.write_text(yaml.safe_dump(wanted))
-    os.replace(partial, path)
+    write_whole(path, yaml.safe_dump(wanted).encode())
     return folder
 
 

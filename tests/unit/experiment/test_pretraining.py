@@ -120,7 +120,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert {"grad/encoder_norm", "train/lm_loss", "train/encoder_token_std", "train/encoder_output_mean"} <= names
     config = yaml.safe_load((made.folder / "all_config.yaml").read_text())
     assert (config["arch"]["L_cycles"], config["optim"]["lr"], config["run"]) == (2, 3e-4, "micro")
-    assert any("8 updates x 8 / 36 tasks" in line for line in said)
+    assert any("8 updates x 8 / 148 tasks" in line for line in said)
 
 
 def test_raw_and_averaged_weights_are_evaluated_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
