@@ -179,21 +179,22 @@ class Evidence:
     def __post_init__(self) -> None:
         """Refuse evidence that contradicts itself before anyone judges it."""
         if self.arm not in RUNGS:
-            raise EvaluationError(f"arm {self.arm!r} is not known; expected one of {', '.join(RUNGS)}")
+            raise EvaluationError(f"evidence: arm {self.arm!r} is not known; expected one of {', '.join(RUNGS)}")
         names = [rung.name for rung in self.rungs]
         unknown = sorted(set(names) - set(RUNGS[self.arm]))
         if unknown or len(names) != len(set(names)):
             raise EvaluationError(
-                f"arm {self.arm!r} has rungs {names}; expected each of {', '.join(RUNGS[self.arm])} at most once"
+                f"evidence: arm {self.arm!r} has rungs {names}; expected each of {', '.join(RUNGS[self.arm])} at most "
+                "once"
             )
         checks = [c.name for c in self.validity]
         if len(checks) != len(set(checks)):
-            raise EvaluationError(f"arm {self.arm!r} reports a validity check twice: {sorted(checks)}")
+            raise EvaluationError(f"evidence: arm {self.arm!r} reports a validity check twice: {sorted(checks)}")
         for rung in self.rungs:
-            _check_score(rung.score, f"rung {rung.name}")
+            _check_score(rung.score, f"evidence: rung {rung.name}")
             for name, null in rung.nulls.items():
                 if not 0 <= null.k <= null.n:
-                    raise EvaluationError(f"rung {rung.name}, null {name}: {null.k} of {null.n} is no count")
+                    raise EvaluationError(f"evidence: rung {rung.name}, null {name}: {null.k} of {null.n} is no count")
 
     def rung(self, name: str) -> RungEvidence | None:
         """The rung of that name that has at least one query, else None."""

@@ -131,9 +131,14 @@ def save_checkpoint(
     }
     path = folder / f"step_{state.step}"
     write_atomically(path, payload)
+    prune(folder)
+    return path
+
+
+def prune(folder: Path) -> None:
+    """Keep the last KEEP checkpoints."""
     for old in sorted(steps_in(folder))[:-KEEP]:
         (folder / f"step_{old}").unlink()
-    return path
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -206,6 +211,8 @@ def newest_whole(folder: Path, log: Path, say: Callable[[str], None]) -> tuple[P
             continue
         if passed:
             say(f"going on from {path}, not from the newest: {'; '.join(passed)}")
+        else:
+            prune(folder)  # a kill may have come between the last write and this
         return path, payload
     if passed:
         raise CheckpointError(
