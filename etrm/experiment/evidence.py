@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -271,13 +272,14 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         _wrong(where, "an object", data)
     if origin is dict:
-        return {key: _build(args[1], item, f"{where}.{key}") for key, item in data.items()}
+        return {key: _build(args[1], item, f"{where}.{_shown(key)}") for key, item in data.items()}
     hints = _hints(kind)
     needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     for problem, names in (("unknown", set(data) - set(hints)), ("missing", needed - set(data))):
         if names:
             raise EvaluationError(
-                f"{where}: {problem} field {', '.join(sorted(names))}; {kind.__name__} has {', '.join(hints)}"
+                f"{where}: {problem} field {', '.join(map(_shown, sorted(names)))}; "
+                f"{kind.__name__} has {', '.join(hints)}"
             )
     return kind(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
@@ -297,10 +299,14 @@ def _build_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
 def _build_scalar(kind: Any, data: Any, where: str) -> Any:
     if kind is float and isinstance(data, str) and data in ("nan", "inf", "-inf"):
         return float(data)
-    if kind is float and type(data) in (int, float):
+    if kind is float and type(data) in (int, float) and abs(data) <= sys.float_info.max:
         return float(data)
     return data if type(data) is kind else _wrong(where, f"a value of type {kind.__name__}", data)
 
 
+def _shown(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
 def _wrong(where: str, expected: str, got: Any) -> typing.NoReturn:
-    raise EvaluationError(f"{where}: expected {expected}, got {got!r}")
+    raise EvaluationError(f"{where}: expected {expected}, got {got!r:.200}")

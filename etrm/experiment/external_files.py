@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from etrm.config.json_values import parse_json, read_text
+from etrm.config.json_values import parse_json, read_json, read_text
 from etrm.errors import EvaluationError
 from etrm.experiment.evidence import RUNGS
 
@@ -88,7 +88,7 @@ def read_metrics(path: Path, run: str | None = None) -> tuple[Metrics, dict[str,
 
 def read_checkpoint_info(path: Path) -> dict[str, Any]:
     """A JSON object of facts about decoder, budget and evaluation. Raises EvaluationError if it is anything else."""
-    document = _json(_text(path), path, "the file")
+    document = read_json(path, EvaluationError, REMEDY)
     if not isinstance(document, dict):
         raise EvaluationError(f"{path}: checkpoint info must be a JSON object, got {type(document).__name__}")
     check_info(document, str(path))

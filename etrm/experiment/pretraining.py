@@ -25,6 +25,7 @@ from etrm.config.yaml_values import Value, parse_yaml
 from etrm.errors import ConfigError, EvaluationError
 from etrm.evaluation.controls import evaluating
 from etrm.evaluation.voting import ALL_RULE, FRACTION_RULE, Vote, VoteResult
+from etrm.experiment.manifest import write_manifest
 from etrm.experiment.progress import PhaseProgress
 from etrm.experiment.questions import PretrainingConfig, Questions, prepare
 from etrm.models.bundle import Bundle
@@ -154,6 +155,8 @@ class Pretraining:
         """
         with alone_in(self.folder):
             open_run_folder(self.folder.parents[1], self.config, self.bundle)  # the other may have begun in between
+            for change in write_manifest(self.folder, self.config, self.bundle, torch.get_num_threads()):
+                self.say(f"since this run began, {change}: it may not go on bit by bit")
             try:
                 return self._run(stop_after)
             except KeyboardInterrupt:

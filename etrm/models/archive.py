@@ -37,10 +37,10 @@ def archive_fault(path: Path, checksums: bool = True) -> str | None:
 
     `checksums` also reads every entry and compares it with its CRC-32, which finds any flipped bit in it.
     """
-    if not zipfile.is_zipfile(path):
-        # What torch would go on to try with it, an old pickle, is nothing that we have ever written.
-        return "it is no file of torch.save"
     try:
+        if not zipfile.is_zipfile(path):
+            # What torch would go on to try with it, an old pickle, is nothing that we have ever written.
+            return "it is no file of torch.save"
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if len(entries) > ENTRIES:

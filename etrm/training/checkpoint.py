@@ -25,7 +25,7 @@ from etrm.errors import CheckpointError
 from etrm.models.archive import UNREADABLE, archive_fault
 from etrm.models.etrm import Carry, Episodes
 from etrm.models.trm import Latents
-from etrm.training.checkpoint_check import refuse_misfits
+from etrm.training.checkpoint_check import refuse_misfits, same_plain
 from etrm.training.durable import sync, write_whole
 from etrm.training.update import TrainState
 
@@ -227,7 +227,7 @@ def refuse_incomplete(path: Path, payload: dict[str, Any], log: Path | None) -> 
     longer begins with the lines that were in it when the checkpoint was written.
     """
     missing = set(PARTS) - set(payload)
-    if payload.get("format") != FORMAT or missing:
+    if not same_plain(payload.get("format"), FORMAT) or missing:
         raise CheckpointError(
             f"{path} is no resumable checkpoint of format {FORMAT} (it says {payload.get('format')!r:.20}, lacks "
             f"{sorted(missing)}); choose another run name"
@@ -238,7 +238,7 @@ def refuse_incomplete(path: Path, payload: dict[str, Any], log: Path | None) -> 
     if log is None:
         return
     whole = isinstance(told, dict) and set(told) == {"bytes", "sha256"} and type(told["bytes"]) is int
-    if not whole or told["bytes"] < 0 or log_prefix(log, told["bytes"]) != told:
+    if not whole or told["bytes"] < 0 or not same_plain(log_prefix(log, told["bytes"]), told):
         raise CheckpointError(f"{log} does not begin with what was logged when {path.name} was written")
 
 
@@ -257,9 +257,9 @@ def resume(
     payload = read_checkpoint(path) if payload is None else payload
     refuse_incomplete(path, payload, None)
     own = to_dict(config)
-    if payload["config"] != own:
+    if not same_plain(payload["config"], own):
         theirs = payload["config"] if isinstance(payload["config"], dict) else {}
-        changed = sorted(k for k, v in own.items() if theirs.get(k) != v)
+        changed = sorted(k for k, v in own.items() if not same_plain(theirs.get(k), v))
         raise CheckpointError(
             f"{path} was written under another config ({', '.join(changed)}); choose another run name"
         )

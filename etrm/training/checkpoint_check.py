@@ -101,7 +101,7 @@ def _groups(part: str, saved: object, own: list[dict[str, Any]]) -> Iterator[str
         return
     for mine, theirs in zip(own, saved, strict=True):
         changed = sorted(map(str, set(mine) ^ set(theirs)))
-        changed += [k for k in mine.keys() & theirs.keys() if k != "lr" and not _same(mine[k], theirs[k])]
+        changed += [k for k in mine.keys() & theirs.keys() if k != "lr" and not same_plain(mine[k], theirs[k])]
         if changed:
             yield f"optimizer {part} has other settings ({', '.join(changed)}); is this another version of torch?"
         rate = theirs.get("lr")
@@ -109,11 +109,18 @@ def _groups(part: str, saved: object, own: list[dict[str, Any]]) -> Iterator[str
             yield f"optimizer {part} has the learning rate {rate!r:.20}"
 
 
-def _same(mine: object, theirs: object) -> bool:
-    if isinstance(theirs, Tensor):  # == would give a tensor
+def same_plain(mine: object, theirs: object) -> bool:
+    """Whether two nested plain values are equal with their types (1 is not True), a tuple equalling its list; a tensor,
+    whose == would give a tensor, equals nothing.
+    """
+    one, other = (list(v) if isinstance(v, tuple) else v for v in (mine, theirs))
+    if type(one) is not type(other) or isinstance(one, Tensor):
         return False
-    plain = [list(v) if isinstance(v, tuple) else v for v in (mine, theirs)]
-    return type(plain[0]) is type(plain[1]) and plain[0] == plain[1]
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_plain(v, other[k]) for k, v in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(same_plain(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
 
 
 def _moments(part: str, saved: object, parameters: list[torch.nn.Parameter]) -> Iterator[str]:
@@ -210,7 +217,7 @@ def _generators(payload: Mapping[str, Any], rng: np.random.Generator, own: Mappi
     bits = type(rng.bit_generator)
     trials: list[tuple[str, Callable[[], object]]] = [
         ("act_generator", lambda: torch.Generator().set_state(payload["act_generator"])),
-        ("data_generator", lambda: setattr(bits(), "state", payload["data_generator"])),
+        ("data_generator", lambda: setattr(bits(), "state", _numbers(payload["data_generator"]))),
         ("torch", lambda: torch.Generator().set_state(globals_["torch"])),
         ("python", lambda: random.Random().setstate(globals_["python"])),
         ("numpy", lambda: np.random.RandomState().set_state(_numpy_state(globals_["numpy"]))),
@@ -220,6 +227,16 @@ def _generators(payload: Mapping[str, Any], rng: np.random.Generator, own: Mappi
             trial()
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError, IndexError) as error:
             yield f"the state of generator {name} is none ({(str(error) or type(error).__name__).splitlines()[0]:.60})"
+
+
+def _numbers(state: Any) -> Any:
+    """A generator's state as it is; TypeError where it holds anything but names and whole numbers."""
+    for value in state.values():
+        if isinstance(value, dict):
+            _numbers(value)
+        elif type(value) not in (int, str):
+            raise TypeError(f"it holds a {type(value).__name__}")
+    return state
 
 
 def _numpy_state(saved: Any) -> dict[str, Any]:

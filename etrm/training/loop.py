@@ -24,6 +24,7 @@ from etrm.models.etrm import Episodes
 from etrm.training.checkpoint import newest_whole, resume, save_checkpoint
 from etrm.training.durable import append_line
 from etrm.training.ema import EMA
+from etrm.training.nonfinite import dumping
 from etrm.training.optimizers import make_optimizer
 from etrm.training.schedule import check_schedule
 from etrm.training.update import LossHead, TrainState, train_batch_encoder
@@ -175,7 +176,8 @@ def fit(
         if isinstance(config, RunConfig) and state.step == config.freeze.decoder_updates:
             join_decoder(config, state)
         batch = Episodes.of(source.sample(config.budget.batch_size, rng), device)
-        metrics = train_batch_encoder(config, state, batch, config.budget.batch_size)
+        with dumping(config, state, batch, log_path.parent):
+            metrics = train_batch_encoder(config, state, batch, config.budget.batch_size)
         since.append(metrics)
         if state.step % config.budget.log_every == 0 or state.step == last:
             log.write(state.step, averaged(since))

@@ -21,8 +21,8 @@ from etrm.models.etrm import ETRM
 from etrm.models.official_file import CONFIG, OFFICIAL_NAMES, first_line
 from etrm.models.trm import Structure
 from etrm.training.checkpoint import checkpoint_folder, steps_in
+from etrm.training.checkpoint_check import same_plain
 from etrm.training.durable import write_whole
-from etrm.training.loop import planned_updates
 from etrm.training.update import LossHead
 
 
@@ -54,6 +54,8 @@ def check_ranks(budget: BudgetConfig, environment: Mapping[str, str]) -> None:
 
 def budget_sentence(budget: BudgetConfig, optim: OptimConfig, tasks: int) -> str:
     """The budget in words, e.g. "20,000 epochs x 32 tasks / 256 = 2,500 updates, warm-up 500 of them (20 %)"."""
+    from etrm.training.loop import planned_updates  # the loop imports this module by way of its dumps
+
     updates = planned_updates(budget, tasks)
     share = f"warm-up {optim.warmup_updates:,} of them ({optim.warmup_updates / updates:.0%})"
     if budget.epochs:
@@ -108,5 +110,10 @@ def _changed(found: object, wanted: object, at: str = "") -> list[str]:
     """Dotted keys in which two nested configs differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys((*wanted, *found))
-        return [d for k in keys for d in _changed(found.get(k), wanted.get(k), f"{at}.{k}" if at else str(k))]
-    return [] if found == wanted else [at or CONFIG]
+        absent = object()  # a key whose value is null is there
+        return [
+            d
+            for k in keys
+            for d in _changed(found.get(k, absent), wanted.get(k, absent), f"{at}.{k}" if at else str(k))
+        ]
+    return [] if same_plain(found, wanted) else [at or CONFIG]

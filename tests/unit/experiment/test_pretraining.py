@@ -110,7 +110,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     made, summary = run(tmp_path)
     assert made.folder == tmp_path / "ETRM-FrozenDecoder-Test" / "micro"
     there = {p.name for p in made.folder.iterdir()}
-    assert there == {"all_config.yaml", "metrics.jsonl", "step_4", "step_8", "summary.json"}
+    assert there == {"all_config.yaml", "manifest.json", "metrics.jsonl", "step_4", "step_8", "summary.json"}
     assert json.loads((made.folder / "summary.json").read_text()) == summary
     assert summary["budget"]["executed_updates"] == 8
     assert [e["step"] for e in summary["evaluations"]] == [4, 8]
