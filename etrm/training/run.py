@@ -111,9 +111,6 @@ def _changed(found: object, wanted: object, at: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys((*wanted, *found))
         absent = object()  # a key whose value is null is there
-        return [
-            d
-            for k in keys
-            for d in _changed(found.get(k, absent), wanted.get(k, absent), f"{at}.{k}" if at else str(k))
-        ]
+        pairs = ((k, found.get(k, absent), wanted.get(k, absent)) for k in keys)
+        return [d for k, mine, theirs in pairs for d in _changed(mine, theirs, f"{at}.{k}" if at else str(k))]
     return [] if same_plain(found, wanted) else [at or CONFIG]
