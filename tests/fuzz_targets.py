@@ -65,7 +65,7 @@ TARGETS: dict[str, Target] = {
     ),
     "findings": Target(text.findings_sample, damage_yaml, read_known_findings, nothing_wrong),
     "checkpoint": Target(weights.torch_sample, weights.damage_archive, read_checkpoint, weights.checkpoint_wrong),
-    "state": Target(weights.torch_sample, weights.damage_archive, map_state, nothing_wrong),
+    "state": Target(weights.state_sample, weights.damage_archive, map_state, nothing_wrong),
     "official": Target(weights.official_sample, weights.damage_official, open_official, weights.official_wrong),
     "cache": Target(runs.cache_sample, runs.damage_cache, runs.read_cached, runs.cache_wrong),
     "manifest": Target(runs.manifest_sample, runs.damage_manifest, runs.read_run, runs.manifest_wrong),

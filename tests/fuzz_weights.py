@@ -44,6 +44,12 @@ def torch_sample(folder: Path, draw: random.Random) -> Path:
     return path
 
 
+def state_sample(folder: Path, draw: random.Random) -> Path:
+    path = folder / "step_7"
+    torch.save(CHECKPOINT["model"], path)
+    return path
+
+
 def damage_archive(path: Path, draw: random.Random) -> None:
     """Damage of bytes; or the entries packed, inflated or dropped; or the pickle's bytes with a right checksum."""
     way = draw.randrange(6)
