@@ -8,9 +8,11 @@ Notable: what is decided here is decided in torch-free, pytest-free modules (`et
 from __future__ import annotations
 
 import io
+import ipaddress
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -154,6 +156,59 @@ def _rendered(panel: object, color: bool) -> str:
         panel, markup=not plain, soft_wrap=plain, highlight=not plain
     )
     return text.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """No test reaches another machine: names do not resolve, and only loopback and unix sockets connect."""
+    patch = pytest.MonkeyPatch()
+    guard_network(patch)
+    yield
+    patch.undo()
+
+
+class NetworkRefused(Exception):
+    """A test tried to reach another machine. No OSError, so that nothing takes it for a network that is down."""
+
+
+def guard_network(patch: pytest.MonkeyPatch) -> None:
+    """Let sockets reach this machine alone; whatever else is tried is a NetworkRefused that names the address."""
+
+    def local(address: object) -> bool:
+        host = address[0] if isinstance(address, tuple) else None
+        if not isinstance(host, str):
+            return not isinstance(address, tuple)  # a path of a unix socket, or a kernel's own kind
+        try:
+            return host in ("", "localhost") or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
+
+    def guarded(name: str) -> Callable[..., object]:
+        real = getattr(socket.socket, name)
+
+        def call(self: socket.socket, *arguments: object) -> object:
+            if not local(arguments[-1]):
+                raise NetworkRefused(f"a test tried to {name} to {arguments[-1]!r}; tests use this machine alone")
+            return real(self, *arguments)
+
+        return call
+
+    def resolving(name: str) -> Callable[..., object]:
+        real = getattr(socket, name)
+
+        def call(host: object, *arguments: object, **named: object) -> object:
+            text = host.decode() if isinstance(host, bytes) else host
+            # This machine's own name is asked for by torch.distributed; it answers without a network.
+            if text is not None and text != socket.gethostname() and not local((text,)):
+                raise NetworkRefused(f"a test tried to resolve {text!r}; tests use this machine alone")
+            return real(host, *arguments, **named)
+
+        return call
+
+    for name in ("connect", "connect_ex", "sendto"):
+        patch.setattr(socket.socket, name, guarded(name))
+    for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
+        patch.setattr(socket, name, resolving(name))
 
 
 class Gate:

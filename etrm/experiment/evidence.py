@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -183,23 +184,24 @@ class Evidence:
     def __post_init__(self) -> None:
         """Refuse evidence that contradicts itself before anyone judges it."""
         if self.arm not in RUNGS:
-            raise EvaluationError(f"arm {self.arm!r} is not known; expected one of {', '.join(RUNGS)}")
+            raise EvaluationError(f"evidence: arm {self.arm!r} is not known; expected one of {', '.join(RUNGS)}")
         names = [rung.name for rung in self.rungs]
         unknown = sorted(set(names) - set(RUNGS[self.arm]))
         if unknown or len(names) != len(set(names)):
             raise EvaluationError(
-                f"arm {self.arm!r} has rungs {names}; expected each of {', '.join(RUNGS[self.arm])} at most once"
+                f"evidence: arm {self.arm!r} has rungs {names}; expected each of {', '.join(RUNGS[self.arm])} at most "
+                "once"
             )
         checks = [c.name for c in self.validity]
         if len(checks) != len(set(checks)):
-            raise EvaluationError(f"arm {self.arm!r} reports a validity check twice: {sorted(checks)}")
+            raise EvaluationError(f"evidence: arm {self.arm!r} reports a validity check twice: {sorted(checks)}")
         for rung in self.rungs:
-            _check_score(rung.score, f"rung {rung.name}")
+            _check_score(rung.score, f"evidence: rung {rung.name}")
             if rung.searched is not None:
-                _check_score(rung.searched, f"rung {rung.name} with search")
+                _check_score(rung.searched, f"evidence: rung {rung.name} with search")
             for name, null in rung.nulls.items():
                 if not 0 <= null.k <= null.n:
-                    raise EvaluationError(f"rung {rung.name}, null {name}: {null.k} of {null.n} is no count")
+                    raise EvaluationError(f"evidence: rung {rung.name}, null {name}: {null.k} of {null.n} is no count")
 
     def rung(self, name: str) -> RungEvidence | None:
         """The rung of that name that has at least one query, else None."""
@@ -276,13 +278,14 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         _wrong(where, "an object", data)
     if origin is dict:
-        return {key: _build(args[1], item, f"{where}.{key}") for key, item in data.items()}
+        return {key: _build(args[1], item, f"{where}.{_shown(key)}") for key, item in data.items()}
     hints = _hints(kind)
     needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     for problem, names in (("unknown", set(data) - set(hints)), ("missing", needed - set(data))):
         if names:
             raise EvaluationError(
-                f"{where}: {problem} field {', '.join(sorted(names))}; {kind.__name__} has {', '.join(hints)}"
+                f"{where}: {problem} field {', '.join(map(_shown, sorted(names)))}; "
+                f"{kind.__name__} has {', '.join(hints)}"
             )
     return kind(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
@@ -302,10 +305,14 @@ def _build_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
 def _build_scalar(kind: Any, data: Any, where: str) -> Any:
     if kind is float and isinstance(data, str) and data in ("nan", "inf", "-inf"):
         return float(data)
-    if kind is float and type(data) in (int, float):
+    if kind is float and type(data) in (int, float) and abs(data) <= sys.float_info.max:
         return float(data)
     return data if type(data) is kind else _wrong(where, f"a value of type {kind.__name__}", data)
 
 
+def _shown(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
 def _wrong(where: str, expected: str, got: Any) -> typing.NoReturn:
-    raise EvaluationError(f"{where}: expected {expected}, got {got!r}")
+    raise EvaluationError(f"{where}: expected {expected}, got {got!r:.200}")

@@ -32,19 +32,20 @@ def read_known_findings(path: Path) -> dict[str, KnownArm]:
     """The file's arms. ConfigError names the arm and field that is missing, unknown or out of range."""
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; restore it from the repository") from error
+    except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read: {reason}; restore it from the repository") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no mapping of arms; restore it from the repository")
     return {arm: _known_arm(path, arm, body) for arm, body in document.items()}
 
 
 def _known_arm(path: Path, arm: Any, body: Any) -> KnownArm:
-    if arm not in RUNGS:
+    if not isinstance(arm, str) or arm not in RUNGS:
         raise ConfigError(f"{path}: arm {arm!r} is not known; expected {', '.join(RUNGS)}")
     if not isinstance(body, dict) or set(body) != {"scenario", "date", "commit", "rungs"}:
         raise ConfigError(f"{path}: arm {arm} needs exactly scenario, date, commit and rungs, has {body!r}")
-    if body["scenario"] not in SCENARIOS:
+    if not isinstance(body["scenario"], str) or body["scenario"] not in SCENARIOS:
         raise ConfigError(f"{path}: scenario {body['scenario']!r} of arm {arm}; expected one of {', '.join(SCENARIOS)}")
     rungs = body["rungs"]
     if not isinstance(rungs, dict) or set(rungs) != set(RUNGS[arm]):

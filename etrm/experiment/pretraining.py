@@ -9,13 +9,15 @@ Legend: B batch, S canvas cells, T context tokens, D hidden.
 
 import json
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from etrm.config.compose import build, compose, to_dict
 from etrm.config.schema import RunConfig
@@ -23,6 +25,7 @@ from etrm.config.yaml_values import Value, parse_yaml
 from etrm.errors import ConfigError, EvaluationError
 from etrm.evaluation.voting import FRACTION_RULE, VoteResult
 from etrm.experiment.asking import evaluate, evaluation_metrics
+from etrm.experiment.manifest import write_manifest
 from etrm.experiment.progress import PhaseProgress
 from etrm.experiment.questions import PretrainingConfig, prepare
 from etrm.experiment.run_facts import JOINED, run_facts, run_verdict
@@ -34,6 +37,7 @@ from etrm.probes.frozen import FrozenSnapshot, snapshot
 from etrm.training.checkpoint import steps_in
 from etrm.training.compiled import compile_checked
 from etrm.training.distributed import start, told_ranks
+from etrm.training.durable import alone_in, append_line, write_whole
 from etrm.training.loop import BudgetRecord, encoder_state, evaluation_points, fit, planned_updates
 from etrm.training.run import budget_sentence, build_head, check_ranks, choose_device, open_run_folder
 from etrm.training.tracking import Trackers, check_installed
@@ -42,6 +46,7 @@ from etrm.training.update import TrainState
 Say = Callable[[str], None]
 CLAIM = "arch."
 PROBE = 2  # episodes on which a compiled model is compared
+METRICS, INTERRUPTED = "metrics.jsonl", "interrupted.json"
 
 
 def load_run(
@@ -117,9 +122,7 @@ class Pretraining:
         self.frozen: FrozenSnapshot = snapshot(head.decoder, keep_values=False)
         self.bundle = bundle
         self._choose_arithmetic()
-        if ranks.main:
-            open_run_folder(root, config, bundle)  # the first thing that writes
-        ranks.wait()
+        ranks.by_main(lambda: open_run_folder(root, config, bundle))  # the first thing that writes
         self.folder = open_run_folder(root, config, bundle)
         self.trackers: Trackers | None = None
 
@@ -144,13 +147,37 @@ class Pretraining:
     def run(self, stop_after: int | None = None) -> dict[str, Any]:
         """Train the planned updates (or up to `stop_after`, to go on later); returns what summary.json holds.
 
-        Every rank must call it; rank 0 writes and returns the summary, the others return what they know.
+        Every rank must call it; rank 0 writes and returns the summary, the others return what they know. Interrupted,
+        it leaves interrupted.json: how far it came, and from where it goes on.
         """
-        try:
-            return self._run(stop_after)
-        finally:
-            if self.trackers is not None:
-                self.trackers.close()
+        with ExitStack() as held:
+            self.ranks.by_main(lambda: self._take(held))
+            try:
+                return self._run(stop_after)
+            except KeyboardInterrupt:
+                if self.ranks.main:
+                    self._interrupted()
+                raise
+            finally:
+                if self.trackers is not None:
+                    self.trackers.close()
+
+    def _take(self, held: ExitStack) -> None:
+        """Hold the run's folder, check it and write its manifest: rank 0 alone, for all."""
+        held.enter_context(alone_in(self.folder))
+        open_run_folder(self.folder.parents[1], self.config, self.bundle)  # the other may have begun in between
+        for change in write_manifest(self.folder, self.config, self.bundle, torch.get_num_threads()):
+            self.say(f"since this run began, {change}: it may not go on bit by bit")
+
+    def _interrupted(self) -> None:
+        steps = steps_in(self.folder)
+        told = {
+            "executed_updates": self.state.step,
+            "planned_updates": self.state.total_steps,
+            "goes_on_from": max(steps, default=0),
+            "last_line": _last_line(self.folder / METRICS),
+        }
+        write_whole(self.folder / INTERRUPTED, (json.dumps(told, indent=1) + "\n").encode())
 
     def _run(self, stop_after: int | None) -> dict[str, Any]:
         config, updates = self.config, planned_updates(self.config.budget, len(self.prepared.source.task_ids))
@@ -162,24 +189,31 @@ class Pretraining:
             if advance is not None:
                 advance(done - advance.done, loss=loss)
 
-        log = self.folder / "metrics.jsonl"
+        log = self.folder / METRICS
         rng = np.random.default_rng(config.system.seed)
-        if self.ranks.main and isinstance(config, PretrainingConfig) and config.trackers != "none":
-            done = max(steps_in(self.folder), default=0)
-            self.trackers = Trackers(config.trackers, config.project, config.run, to_dict(config), self.folder, done)
+        random.seed(config.system.seed)  # nothing of ours draws from these two; an encoder of the user's may
+        np.random.seed(config.system.seed % 2**32)
         record = fit(
             config, self.state, self.prepared.source, rng, self.device, log, self.folder, at, report, stop_after,
-            self.ranks, self.trackers,
+            self.say, self.ranks, self._mirror, self._open_trackers,
         )  # fmt: skip
         if advance is not None:
             advance.close()
         self.ranks.wait()  # the log's last line is rank 0's
         summary = self._summary(record, log)
         if record.executed_updates == record.planned_updates and self.ranks.main:
-            partial = self.folder / f".summary.{os.getpid()}.partial"
-            partial.write_text(json.dumps(summary, indent=1) + "\n")
-            os.replace(partial, self.folder / "summary.json")
+            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+            (self.folder / INTERRUPTED).unlink(missing_ok=True)
         return summary
+
+    def _open_trackers(self, done: int) -> None:
+        config = self.config
+        if self.ranks.main and isinstance(config, PretrainingConfig) and config.trackers != "none":
+            self.trackers = Trackers(config.trackers, config.project, config.run, to_dict(config), self.folder, done)
+
+    def _mirror(self, step: int, line: Mapping[str, float]) -> None:
+        if self.trackers is not None:
+            self.trackers(step, line)
 
     def _at(self, step: int) -> None:
         if self._frozen_until() >= step:
@@ -201,15 +235,14 @@ class Pretraining:
                     result = evaluate(self.model, questions, size, self.device, tell, self.ranks)
                 if result is not None:
                     results[weights] = result
-        if not results:
-            return  # rank 0 has them
-        line = evaluation_metrics(results)
+        self.ranks.by_main(lambda: self._tell(step, results))  # rank 0 has them
+
+    def _tell(self, step: int, results: Mapping[str, VoteResult]) -> None:
+        line, ema = evaluation_metrics(results), self.state.ema
         if ema is not None:
             line["ARC/ema_initial_weight"] = ema.initial_weight(step)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **line}) + "\n")
-        if self.trackers is not None:
-            self.trackers(step, line)
+        append_line(self.folder / METRICS, json.dumps({"step": step, **line}))
+        self._mirror(step, line)
         for weights, result in results.items():
             counts = result.by_k[1].k_of_n
             self.say(f"update {step}: ARC/pass@1 ({weights} weights) {counts[FRACTION_RULE]}, {counts['queries']}")
@@ -266,3 +299,10 @@ class Pretraining:
             "checkpoint_info": facts,
             "verdict": verdict,
         }
+
+
+def _last_line(log: Path) -> dict[str, Any] | None:
+    """The last whole line of a metrics file, None where there is none."""
+    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")] if log.is_file() else []
+    last: dict[str, Any] | None = json.loads(whole[-1]) if whole else None
+    return last

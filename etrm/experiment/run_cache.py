@@ -214,8 +214,11 @@ def find_damage(entry: Path, parts: Mapping[str, str]) -> str | None:
         done = json.loads((entry / DONE).read_text())
         files, schema, kept = done["files"], done["schema"], done["parts"]
         float(done["finished"]), float(done["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        named = isinstance(files, dict) and isinstance(kept, dict)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         return f"{entry / DONE} cannot be read ({type(error).__name__}: {error})"
+    if not named:
+        return f"{entry / DONE} has no files or no key parts by name"
     if schema != SCHEMA:
         return f"{entry / DONE} has schema {schema!r}, expected {SCHEMA}"
     if kept != dict(parts):

@@ -74,7 +74,7 @@ def _check_rung(rung: Mapping[str, Any], where: str) -> None:
 
 
 def _fail(where: str, expected: str, got: Any) -> None:
-    raise EvaluationError(f"{where}: expected {expected}, got {got!r}; the schema is described in docs/verdict.md")
+    raise EvaluationError(f"{where}: expected {expected}, got {got!r:.200}; the schema is described in docs/verdict.md")
 
 
 def _get(body: Mapping[str, Any], key: str, where: str) -> Any:

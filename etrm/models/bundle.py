@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from etrm.config.json_values import read_json
 from etrm.errors import BundleError, CheckpointError
 from etrm.models.encoders import EncoderSpec
 from etrm.models.trm import Latents, Structure, TRMDecoder, load_decoder_tensors, table_context
@@ -28,6 +29,7 @@ from etrm.models.trm import Latents, Structure, TRMDecoder, load_decoder_tensors
 FORMAT = 1
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 GOLDEN_STEPS = 2
+MOST_PASSES = 10_000  # through a layer in one ACT step; the public decoder needs 24
 GOLDEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 
 
@@ -202,10 +204,7 @@ def load_bundle(name: str) -> Bundle:
     folder = bundle_folder(name)
     manifest_path, weights = folder / "manifest.json", folder / "weights.safetensors"
     again = f"; restore {folder} from the release or make it again with its recipe"
-    try:
-        manifest = json.loads(manifest_path.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BundleError(f"{manifest_path} cannot be read: {error}{again}") from error
+    manifest = read_json(manifest_path, BundleError, again.removeprefix("; "))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{manifest_path} is not of bundle format {FORMAT}{again}")
     missing = {"structure", "provenance", "golden_tolerance", "weights_sha256"} - set(manifest)
@@ -214,10 +213,9 @@ def load_bundle(name: str) -> Bundle:
     if not weights.is_file():
         raise BundleError(f"{weights} is missing{again}")
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if sha != manifest["weights_sha256"]:
-        raise BundleError(
-            f"{weights} has sha256 {sha[:12]}…, the manifest says {manifest['weights_sha256'][:12]}…{again}"
-        )
+    told = manifest["weights_sha256"]
+    if sha != told:
+        raise BundleError(f"{weights} has sha256 {sha[:12]}…, the manifest says {str(told)[:12]}…{again}")
     structure = _dataclass_from(Structure, manifest["structure"], f"structure of {manifest_path}")
     provenance = _dataclass_from(Provenance, manifest["provenance"], f"provenance of {manifest_path}")
     try:
@@ -226,6 +224,8 @@ def load_bundle(name: str) -> Bundle:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{weights} cannot be read: {error}{again}") from error
+    if structure.forward_dtype not in GOLDEN_TOLERANCE:
+        raise BundleError(f"structure of {manifest_path}: no bundle computes in {structure.forward_dtype}{again}")
     allowed = GOLDEN_TOLERANCE[structure.forward_dtype]
     if manifest["golden_tolerance"] != allowed:
         raise BundleError(
@@ -236,6 +236,51 @@ def load_bundle(name: str) -> Bundle:
     if digest({"structure": asdict(structure), "provenance": asdict(provenance)}) != written:
         raise BundleError(f"structure or provenance of {manifest_path} is not what {weights} was saved with{again}")
     return replace(bundle, described=written)
+
+
+def _size_faults(own: Mapping[str, Tensor], s: Structure) -> list[str]:
+    """Sizes that the tensors do not have: told before a decoder of that size is built. What remains is told after."""
+    layers = {n.split(".")[2] for n in own if n.startswith("L_level.layers.")}
+    embedding = own.get("embed_tokens.embedding_weight")
+    told = {
+        "layers": (s.layers, len(layers)),
+        "vocab_size and hidden_size": ((s.vocab_size, s.hidden_size), () if embedding is None else embedding.shape),
+    }
+    faults = [f"{n} is {said}, {found} in the tensors" for n, (said, found) in told.items() if said != found]
+    largest = max((t.numel() for t in own.values()), default=0)
+    if s.expansion * s.hidden_size**2 > 64 * largest + 256 * 1024 or s.h_cycles * s.l_cycles * s.layers > MOST_PASSES:
+        faults.append(f"expansion {s.expansion:g}, {s.h_cycles} H and {s.l_cycles} L cycles are no such decoder's")
+    return faults
+
+
+def _extra_faults(tensors: Mapping[str, Tensor], s: Structure) -> list[str]:
+    """What of table, statistics and golden samples has not the type, shape or range that the structure asks for."""
+    table, inputs = tensors["table"], tensors["golden.inputs"]
+    width = table.shape[1] if table.dim() == 2 else 0
+    count = len(inputs) if inputs.dim() == 2 else 0
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "table": ((len(table) if table.dim() else 0, width), torch.float32),  # (R, W)
+        "context_mean": ((s.context_tokens, s.hidden_size), torch.float32),
+        "context_std": ((s.context_tokens,), torch.float32),
+        "golden.inputs": ((count, s.seq_len), torch.int32),  # (B, S)
+        "golden.rows": ((count,), torch.int32),
+        "golden.logits": ((count, s.seq_len, s.vocab_size), torch.float32),
+        "golden.halt": ((count,), torch.float32),
+    }
+    faults = [
+        f"{n} is {tuple(tensors[n].shape)} {tensors[n].dtype}, expected {shape} {dtype}"
+        for n, (shape, dtype) in expected.items()
+        if tuple(tensors[n].shape) != shape or tensors[n].dtype != dtype
+    ]
+    faults += [f"{n} is not finite" for n in sorted(tensors) if not bool(torch.isfinite(tensors[n]).all())]
+    if faults or not count:
+        return faults or ["it has no golden samples"]
+    if not 0 < width <= s.context_tokens * s.hidden_size:
+        faults.append(f"table rows are {width} wide, expected 1..{s.context_tokens * s.hidden_size}")
+    for name, most in (("golden.inputs", s.vocab_size), ("golden.rows", len(table))):
+        if not 0 <= int(tensors[name].min()) <= int(tensors[name].max()) < most:
+            faults.append(f"{name} leaves 0..{most - 1}")
+    return faults
 
 
 def assemble(
@@ -249,6 +294,8 @@ def assemble(
     others = {n for n in tensors if not n.startswith("decoder.")}
     if others != extras:
         raise BundleError(f"bundle {name}: lacks {sorted(extras - others)}, has unknown {sorted(others - extras)}")
+    if faults := _size_faults(own, structure) or _extra_faults(tensors, structure):
+        raise BundleError(f"bundle {name}: {'; '.join(faults)}; make the bundle again with: {provenance.recipe}")
     decoder = TRMDecoder(structure)
     try:
         load_decoder_tensors(decoder, own, f"bundle {name}")

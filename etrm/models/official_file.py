@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from etrm.errors import CheckpointError
+from etrm.models.archive import UNREADABLE, archive_fault
 from etrm.models.layers import swiglu_width
 from etrm.models.trm import DTYPES, Structure, split_official, structure_from_official
 
@@ -101,6 +102,8 @@ def map_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(missing_message(path))
+    if fault := archive_fault(path, checksums=False):  # the file's sha256 is held from its first use on
+        raise CheckpointError(f"{path} is truncated or no torch checkpoint ({fault}); fetch it again from {address()}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -108,7 +111,7 @@ def map_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds a pickle that is more than tensors and could run code; it was refused and not run "
             f"({first_line(error)}). Fetch the file again from {address()}"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path} is truncated or no torch checkpoint ({first_line(error)}); fetch it again from {address()}"
         ) from error

@@ -1,14 +1,17 @@
 """Checkpoints `checkpoints/<project>/<run>/step_N`, N in executed updates: everything an exact resume needs, written
 atomically.
 
-A file holds raw weights, EMA, optimisers, carry, data and ACT generators, and the config. It is read with
-`weights_only`, so a pickle that would run code is refused and not run.
+A file holds raw weights, EMA, optimisers, carry, every random generator, the config, and how long the metrics file was
+with its hash. It is read with `weights_only`, so a pickle that would run code is refused and not run, and after its
+checksums, so that a flipped bit is refused too. What it holds is compared with the run's own state before any of it is
+taken over (`checkpoint_check`).
 """
 
-import os
-import pickle
+import hashlib
+import io
+import random
 import re
-import zipfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,29 @@ import torch
 from etrm.config.compose import to_dict
 from etrm.config.schema import PretrainConfig, RunConfig
 from etrm.errors import CheckpointError
+from etrm.models.archive import UNREADABLE, archive_fault
 from etrm.models.etrm import Carry, Episodes
 from etrm.models.trm import Latents
+from etrm.training.checkpoint_check import refuse_misfits, same_plain
 from etrm.training.distributed import ALONE, Ranks, carry_part, carry_to, gather_carry
+from etrm.training.durable import sync, unwritten, write_whole
 from etrm.training.update import TrainState
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
+PARTS = (
+    "step",
+    "model",
+    "ema",
+    "optimizers",
+    "carry",
+    "act_generator",
+    "data_generator",
+    "global_generators",
+    "episodes_entered",
+    "log",
+    "config",
+)
 
 
 def checkpoint_folder(root: Path, project: str, run: str) -> Path:
@@ -39,21 +58,42 @@ def checkpoint_folder(root: Path, project: str, run: str) -> Path:
 
 
 def write_atomically(path: Path, payload: Any) -> None:
-    """torch.save to a temporary file beside `path`, fsync, rename, fsync the folder: a kill leaves the old file or the
-    new.
+    """torch.save to `path`, wholly or not at all: a kill leaves the old file or the new. CheckpointError if the disk is
+    full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        torch.save(payload, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without a cause
+    torch.save(payload, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def global_generators() -> dict[str, Any]:
+    """States of the generators that code may draw from without saying so: torch's (also CUDA's), Python's, numpy's."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    inner = numpy_state["state"]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # each rank has one device
+        "python": random.getstate(),
+        "numpy": numpy_state | {"state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}},
+    }
+
+
+def set_global_generators(states: dict[str, Any]) -> None:
+    """Put back what `global_generators` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state(states["cuda"][0])
+    random.setstate(states["python"])
+    inner = states["numpy"]["state"]
+    np.random.set_state(states["numpy"] | {"state": inner | {"key": np.asarray(inner["key"], dtype=np.uint32)}})
+
+
+def log_prefix(log: Path, length: int | None = None) -> dict[str, Any]:
+    """Length and sha256 of the first `length` bytes of a metrics file, all of them where it is None."""
+    data = log.read_bytes() if log.is_file() else b""
+    data = data if length is None else data[:length]
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def save_checkpoint(
@@ -62,20 +102,44 @@ def save_checkpoint(
     state: TrainState,
     rng: np.random.Generator,
     tasks: int,
+    log: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `folder/step_N` and keep the last KEEP; returns the path. Every rank must call it, rank 0 writes.
+    """Write `folder/step_N` and keep the last KEEP; returns the path. `log` is the metrics file that belongs to it.
 
-    The file holds the whole batch's carry, so any number of ranks that divides the batch can go on from it.
+    Every rank must call it, rank 0 writes; where it cannot, CheckpointError on every rank. The file holds the whole
+    batch's carry, so any number of ranks that divides the batch can go on from it.
     """
     path = folder / f"step_{state.step}"
     trained = {n: p for n, p in state.model.named_parameters() if p.requires_grad}
     ranks.check_equal(trained, f"at update {state.step}")
     carry = None if state.carry is None else gather_carry(state.carry, ranks)
-    if not ranks.main:
-        ranks.wait()
-        return path
-    payload = {
+    generators = ranks.gather(global_generators())
+
+    def write() -> None:
+        if log is not None and log.is_file():
+            try:
+                sync(log)  # a checkpoint may not outlive the lines that it counts on
+            except OSError as error:
+                raise unwritten(log, error) from error
+        write_atomically(path, _payload(config, state, rng, tasks, log, carry, generators))
+        prune(folder)
+
+    ranks.by_main(write)
+    return path
+
+
+def _payload(
+    config: RunConfig | PretrainConfig,
+    state: TrainState,
+    rng: np.random.Generator,
+    tasks: int,
+    log: Path | None,
+    carry: Carry | None,
+    generators: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """A checkpoint's parts; `carry` is the whole batch's, `generators` one a rank."""
+    return {
         "format": FORMAT,
         "step": state.step,
         "epoch": state.step * config.budget.batch_size / tasks,
@@ -92,14 +156,17 @@ def save_checkpoint(
         },
         "act_generator": state.generator.get_state(),
         "data_generator": rng.bit_generator.state,
+        "global_generators": generators,
         "episodes_entered": state.episodes_entered,
+        "log": None if log is None else log_prefix(log),
         "config": to_dict(config),
     }
-    write_atomically(path, payload)
+
+
+def prune(folder: Path) -> None:
+    """Keep the last KEEP checkpoints."""
     for old in sorted(steps_in(folder))[:-KEEP]:
         (folder / f"step_{old}").unlink()
-    ranks.wait()
-    return path
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -123,12 +190,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         shown = ", ".join(described(path.parent / f"step_{n}") for n in sorted(steps_in(path.parent)))
         raise CheckpointError(f"{path} does not exist; {path.parent} has {shown or 'no checkpoints'}")
-    if not zipfile.is_zipfile(path):
-        # What torch would go on to try with it, an old pickle, is nothing that we have ever written.
-        raise CheckpointError(f"{path} is truncated or unsafe, it is no file of torch.save; use an earlier step_N")
+    if fault := archive_fault(path):
+        raise CheckpointError(f"{path} is truncated or unsafe and was not loaded: {fault}; use an earlier step_N")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is truncated or unsafe and was not loaded: {reason}; use an earlier step_N"
@@ -156,30 +222,99 @@ def refuse_other_weights(path: Path, saved: dict[str, torch.Tensor], model: torc
         )
 
 
+def newest_whole(folder: Path, log: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and whose metrics lines still are; None where there are no checkpoints.
+
+    What had to be passed over is said. CheckpointError where there are some and none is whole: then nothing is begun
+    anew in silence.
+    """
+    passed: list[str] = []
+    for step in sorted(steps_in(folder), reverse=True):
+        path = folder / f"step_{step}"
+        try:
+            payload = read_checkpoint(path)
+            refuse_incomplete(path, payload, log)
+        except CheckpointError as error:
+            passed.append(str(error))
+            continue
+        if passed:
+            say(f"going on from {path}, not from the newest: {'; '.join(passed)}")
+        else:
+            prune(folder)  # a kill may have come between the last write and this
+        return path, payload
+    if passed:
+        raise CheckpointError(
+            f"no checkpoint of {folder} can be used: {'; '.join(passed)}; choose another run name, or delete the "
+            "folder to begin again"
+        )
+    return None
+
+
+def agreed_newest(
+    folder: Path, log: Path, say: Callable[[str], None], ranks: Ranks
+) -> tuple[Path, dict[str, Any]] | None:
+    """`newest_whole` as rank 0 finds it, on every rank; the others read the file that it names."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+
+    def choose() -> Path | None:
+        found.extend(filter(None, [newest_whole(folder, log, say)]))
+        return found[0][0] if found else None
+
+    path = ranks.by_main(choose)
+    if path is None:
+        return None
+    return found[0] if found else (path, read_checkpoint(path))
+
+
+def refuse_incomplete(path: Path, payload: dict[str, Any], log: Path | None) -> None:
+    """CheckpointError if a part is missing, the format is another, the name is of another step, or the metrics file no
+    longer begins with the lines that were in it when the checkpoint was written.
+    """
+    missing = set(PARTS) - set(payload)
+    if not same_plain(payload.get("format"), FORMAT) or missing:
+        raise CheckpointError(
+            f"{path} is no resumable checkpoint of format {FORMAT} (it says {payload.get('format')!r:.20}, lacks "
+            f"{sorted(missing)}); choose another run name"
+        )
+    if type(payload["step"]) is not int or path.name != f"step_{payload['step']}":
+        raise CheckpointError(f"{path} holds step {payload['step']!r:.20}; restore its name, or use another step_N")
+    told = payload["log"]
+    if log is None:
+        return
+    whole = isinstance(told, dict) and set(told) == {"bytes", "sha256"} and type(told["bytes"]) is int
+    if not whole or told["bytes"] < 0 or not same_plain(log_prefix(log, told["bytes"]), told):
+        raise CheckpointError(f"{log} does not begin with what was logged when {path.name} was written")
+
+
 def resume(
     path: Path,
     config: RunConfig | PretrainConfig,
     state: TrainState,
     rng: np.random.Generator,
+    payload: dict[str, Any] | None = None,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Put a checkpoint's whole state (of the carry: this rank's slots) into `state` and `rng`.
+    """Put a checkpoint's whole state (of the carry: this rank's slots) into `state`, `rng` and the global generators.
 
-    CheckpointError if it is of another config or lacks a part.
+    `payload`: the file, if read already. Each rank takes its own global generators; with another number of ranks than
+    wrote the file all take rank 0's, as they all begin alike in a fresh run.
+    CheckpointError if it is of another config, lacks a part, or a part does not fit; then nothing was changed.
     """
-    payload = read_checkpoint(path)
-    missing = {"model", "ema", "optimizers", "carry", "act_generator", "data_generator", "config"} - set(payload)
-    if payload.get("format") != FORMAT or missing:
-        raise CheckpointError(f"{path} is no resumable checkpoint of format {FORMAT}; it lacks {sorted(missing)}")
-    if payload["config"] != to_dict(config):
-        changed = sorted(k for k, v in to_dict(config).items() if payload["config"].get(k) != v)
+    payload = read_checkpoint(path) if payload is None else payload
+    refuse_incomplete(path, payload, None)
+    own = to_dict(config)
+    if not same_plain(payload["config"], own):
+        theirs = payload["config"] if isinstance(payload["config"], dict) else {}
+        changed = sorted(k for k, v in own.items() if not same_plain(theirs.get(k), v))
         raise CheckpointError(
             f"{path} was written under another config ({', '.join(changed)}); choose another run name"
         )
-    if (state.ema is None) != (payload["ema"] is None) or set(state.optimizers) != set(payload["optimizers"]):
-        raise CheckpointError(
-            f"{path} was written in another phase of training; its parts are {list(payload['optimizers'])}"
-        )
+    optimizers, ema = payload["optimizers"], payload["ema"]
+    if (state.ema is None) != (ema is None) or not isinstance(optimizers, dict):
+        raise CheckpointError(f"{path} was written with another optim.ema_decay, or has no optimisers")
+    if set(state.optimizers) != set(optimizers):
+        raise CheckpointError(f"{path} was written in another phase of training; its parts are {list(optimizers)}")
+    refuse_misfits(path, payload, state, rng, global_generators(), config.budget.batch_size)
     refuse_other_weights(path, payload["model"], state.model)
     state.model.load_state_dict(payload["model"], strict=True)
     if state.ema is not None:
@@ -191,8 +326,10 @@ def resume(
         whole = Carry(
             Latents(*carried["latents"]), carried["steps"], carried["halted"], Episodes(**carried["episodes"])
         )
-        own = whole if ranks.size == 1 else carry_part(whole, ranks.part(len(whole.steps)))
-        state.carry = carry_to(own, state.model.decoder.H_init.device)
+        mine = whole if ranks.size == 1 else carry_part(whole, ranks.part(len(whole.steps)))
+        state.carry = carry_to(mine, state.model.decoder.H_init.device)
     state.generator.set_state(payload["act_generator"])
     rng.bit_generator.state = payload["data_generator"]
+    saved_globals = payload["global_generators"]
+    set_global_generators(saved_globals[ranks.rank if len(saved_globals) == ranks.size else 0])
     state.step, state.episodes_entered = payload["step"], payload["episodes_entered"]

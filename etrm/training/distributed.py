@@ -10,17 +10,19 @@ Legend: B this rank's slots, K demonstrations.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from etrm.errors import CheckpointError, ConfigError
+from etrm.errors import CheckpointError, ConfigError, EtrmError
 from etrm.models.etrm import Carry, Episodes
 from etrm.models.trm import Latents
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,25 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.host)
         return box[0]
+
+    def by_main(self, work: Callable[[], T]) -> T:
+        """Rank 0's result of `work` on every rank; only rank 0 does it. What it raises on purpose, every rank raises.
+
+        `work` must not talk to the other ranks, and what it returns is sent to them.
+        """
+        if self.size == 1:
+            return work()
+        result: T | None = None
+        fault: EtrmError | None = None
+        if self.main:
+            try:
+                result = work()
+            except EtrmError as error:
+                fault = error
+        result, fault = self.share((result, fault))
+        if fault is not None:
+            raise fault
+        return cast(T, result)
 
     def wait(self) -> None:
         """Go on when every rank has come here."""

@@ -8,8 +8,10 @@ logged update.
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,11 @@ from etrm.config.schema import BudgetConfig, PretrainConfig, RunConfig
 from etrm.data.episodes import Source
 from etrm.errors import BudgetError, ConfigError
 from etrm.models.etrm import Episodes
-from etrm.training.checkpoint import resume, save_checkpoint, steps_in
+from etrm.training.checkpoint import agreed_newest, resume, save_checkpoint
 from etrm.training.distributed import ALONE, Ranks
+from etrm.training.durable import append_line
 from etrm.training.ema import EMA
+from etrm.training.nonfinite import dumping
 from etrm.training.optimizers import make_optimizer
 from etrm.training.schedule import check_schedule
 from etrm.training.update import LossHead, TrainState, train_batch_encoder
@@ -120,20 +124,18 @@ def pretrain_state(config: PretrainConfig, model: LossHead, tasks: int) -> Train
 
 
 class MetricsLog:
-    """Appends JSON lines; on resume it drops lines past the step it resumes from, and one that a kill cut short."""
+    """Appends JSON lines; on resume the file is cut back to the `kept` bytes that the checkpoint knows of."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, kept: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.read_text().splitlines(keepends=True) if path.exists() and resume_step else []
-        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
-        path.write_text("".join(kept))
+        path.touch()
+        os.truncate(path, kept)
         self.path = path
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line; NaN (no sample halted, say) is written as null."""
         clean = {k: (None if math.isnan(v) else v) for k, v in values.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **clean}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **clean}))
 
 
 def fit(
@@ -147,15 +149,18 @@ def fit(
     at: Mapping[int, Callable[[int], None]] | None = None,
     report: Report | None = None,
     stop_after: int | None = None,
+    say: Callable[[str], None] = print,
     ranks: Ranks = ALONE,
     mirror: Mirror | None = None,
+    begin: Callable[[int], None] | None = None,
 ) -> BudgetRecord:
-    """Run the planned updates (or up to `stop_after`), resuming from the newest checkpoint of `checkpoints` if there
-    is one.
+    """Run the planned updates (or up to `stop_after`), resuming from the newest whole checkpoint of `checkpoints` if
+    there is one (`say` tells when newer ones had to be passed over; rank 0 decides for all).
 
-    `at[N](N)` is called after update N, for evaluations; `report(done, loss)` after each; `mirror(N, metrics)` on
-    rank 0 with each line of the log. Every rank draws the same global batch and trains on its own part of it. Raises
-    what the update raises, and BudgetError if fewer updates were executed than planned.
+    `begin(N)` is called before the first update, N being done already; `at[N](N)` after update N, for evaluations;
+    `report(done, loss)` after each; `mirror(N, metrics)` on rank 0 with each line of the log. Every rank draws the same
+    global batch and trains on its own part of it. Raises what the update raises, and BudgetError if fewer updates were
+    executed than planned.
     """
     every = config.budget.checkpoint_every
     if every % config.budget.log_every:
@@ -165,13 +170,24 @@ def fit(
         )
     if stop_after is not None and stop_after % config.budget.log_every:
         raise ConfigError(f"stop_after {stop_after} must be a multiple of budget.log_every {config.budget.log_every}")
-    if checkpoints is not None and steps_in(checkpoints):
-        newest = max(steps_in(checkpoints))
-        if isinstance(config, RunConfig) and 0 <= config.freeze.decoder_updates < newest:
+    kept = 0
+    if checkpoints is not None and (found := agreed_newest(checkpoints, log_path, say, ranks)):
+        path, payload = found
+        if isinstance(config, RunConfig) and 0 <= config.freeze.decoder_updates < payload["step"]:
             join_decoder(config, state)
-        resume(checkpoints / f"step_{newest}", config, state, rng, ranks)
+        resume(path, config, state, rng, payload, ranks)
+        kept = payload["log"]["bytes"]
     ranks.check_equal(dict(state.model.named_parameters()), f"before update {state.step + 1}")
-    log = MetricsLog(log_path, state.step) if ranks.main else None
+    log = MetricsLog(log_path, kept) if ranks.main else None
+    if begin is not None:
+        begin(state.step)
+
+    def tell(step: int, line: dict[str, float]) -> None:
+        if log is not None:
+            log.write(step, line)
+        if mirror is not None:
+            mirror(step, line)
+
     since: list[dict[str, float]] = []
     last = min(state.total_steps, stop_after or state.total_steps)
     while state.step < last:
@@ -180,21 +196,19 @@ def fit(
         drawn = source.sample(config.budget.batch_size, rng)
         own = drawn if ranks.size == 1 else drawn.take(ranks.part(len(drawn)))
         batch = Episodes.of(own, device)
-        metrics = train_batch_encoder(config, state, batch, config.budget.batch_size, ranks.rank, ranks.size)
+        with dumping(config, state, batch, log_path.parent, ranks):
+            metrics = train_batch_encoder(config, state, batch, config.budget.batch_size, ranks.rank, ranks.size)
         since.append(metrics)
         if state.step % config.budget.log_every == 0 or state.step == last:
             line = averaged(since)
             since = []
-            if log is not None:
-                log.write(state.step, line)
-                if mirror is not None:
-                    mirror(state.step, line)
+            ranks.by_main(partial(tell, state.step, line))
         if report is not None:
             report(state.step, metrics["train/lm_loss"])
         if at and state.step in at:
             at[state.step](state.step)
         if checkpoints is not None and every and (state.step % every == 0 or state.step == last):
-            save_checkpoint(checkpoints, config, state, rng, len(source.task_ids), ranks)
+            save_checkpoint(checkpoints, config, state, rng, len(source.task_ids), log_path, ranks)
     if state.step < last:
         raise BudgetError(f"{state.step} of {last} planned updates were executed")
     return BudgetRecord(

@@ -24,6 +24,7 @@ from etrm.models.bundle import Provenance, save_bundle
 from etrm.models.etrm import Episodes, TableTRM, decode
 from etrm.models.trm import Structure, TRMDecoder
 from etrm.training.checkpoint import checkpoint_folder
+from etrm.training.durable import alone_in
 from etrm.training.loop import Report, evaluation_points, fit, pretrain_state
 from etrm.training.run import choose_device
 from etrm.training.update import LossHead, TrainState
@@ -149,7 +150,9 @@ def pretrain(
 
     points = dict.fromkeys(evaluation_points(state.total_steps, config.budget.evaluations), measure)
     rng = np.random.default_rng(config.system.seed)
-    record = fit(config, state, task.source, rng, device, folder / "metrics.jsonl", folder, points, report, stop_after)
+    log = folder / "metrics.jsonl"
+    with alone_in(folder):
+        record = fit(config, state, task.source, rng, device, log, folder, points, report, stop_after, say)
     if record.executed_updates < record.planned_updates:
         return state
     if state.ema is not None:

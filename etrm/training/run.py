@@ -5,7 +5,6 @@ own key names (`arch.L_cycles`, …), so that a checkpoint of ours can be compar
 written under another config is refused, never continued or overwritten.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from etrm.models.etrm import ETRM
 from etrm.models.official_file import CONFIG, OFFICIAL_NAMES, first_line
 from etrm.models.trm import Structure
 from etrm.training.checkpoint import checkpoint_folder, steps_in
-from etrm.training.loop import planned_updates
+from etrm.training.checkpoint_check import same_plain
+from etrm.training.durable import write_whole
 from etrm.training.update import LossHead
 
 
@@ -57,6 +57,8 @@ def check_ranks(budget: BudgetConfig, ranks: int) -> None:
 
 def budget_sentence(budget: BudgetConfig, optim: OptimConfig, tasks: int) -> str:
     """The budget in words, e.g. "20,000 epochs x 32 tasks / 256 = 2,500 updates, warm-up 500 of them (20 %)"."""
+    from etrm.training.loop import planned_updates  # the loop imports this module by way of its dumps
+
     updates = planned_updates(budget, tasks)
     share = f"warm-up {optim.warmup_updates:,} of them ({optim.warmup_updates / updates:.0%})"
     if budget.epochs:
@@ -103,10 +105,7 @@ def open_run_folder(root: Path, config: RunConfig, bundle: Bundle) -> Path:
         raise CheckpointError(
             f"{folder} has checkpoints but no {CONFIG} to tell what they are; choose another run=NAME"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{CONFIG}.{os.getpid()}.partial"
-    partial.write_text(yaml.safe_dump(wanted))
-    os.replace(partial, path)
+    write_whole(path, yaml.safe_dump(wanted).encode())
     return folder
 
 
@@ -114,5 +113,7 @@ def _changed(found: object, wanted: object, at: str = "") -> list[str]:
     """Dotted keys in which two nested configs differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys((*wanted, *found))
-        return [d for k in keys for d in _changed(found.get(k), wanted.get(k), f"{at}.{k}" if at else str(k))]
-    return [] if found == wanted else [at or CONFIG]
+        absent = object()  # a key whose value is null is there
+        pairs = ((k, found.get(k, absent), wanted.get(k, absent)) for k in keys)
+        return [d for k, mine, theirs in pairs for d in _changed(mine, theirs, f"{at}.{k}" if at else str(k))]
+    return [] if same_plain(found, wanted) else [at or CONFIG]

@@ -176,8 +176,8 @@ def test_malformed_files_are_refused_with_file_and_place(tmp_path, text, message
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="cannot read it"):
+    with pytest.raises(DataError, match="cannot be read"):
         task_from_json(tmp_path / "absent.json")
     (tmp_path / "latin.json").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(DataError, match="cannot read it"):
+    with pytest.raises(DataError, match="cannot be read"):
         task_from_json(tmp_path / "latin.json")

@@ -77,7 +77,7 @@ def test_a_diverged_last_row_is_not_hidden(tmp_path: Path) -> None:
         ("gone.jsonl", None, "no such file"),
         ("empty.jsonl", " \n", "is empty"),
         ("run.xls", "x", "not as .xls"),
-        ("bad.jsonl", '{"a": 1}\n{"a": \n', "line 2 is no JSON"),
+        ("bad.jsonl", '{"a": 1}\n{"a": \n', "line 2 cannot be read, it is not valid JSON"),
         ("rows.jsonl", "[1]\n", "row 1 is list"),
         ("text.json", '"hello"', "got str"),
         ("info.json", '{"metrics": {}, "checkpoint_info": 3}', "checkpoint_info must be an object"),

@@ -123,7 +123,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     made, summary = run(tmp_path)
     assert made.folder == tmp_path / "ETRM-FrozenDecoder-Test" / "micro"
     there = {p.name for p in made.folder.iterdir()}
-    assert there == {"all_config.yaml", "metrics.jsonl", "step_4", "step_8", "summary.json"}
+    assert there == {"all_config.yaml", "manifest.json", "metrics.jsonl", "step_4", "step_8", "summary.json"}
     assert json.loads((made.folder / "summary.json").read_text()) == summary
     assert summary["budget"]["executed_updates"] == 8
     assert [e["step"] for e in summary["evaluations"]] == [4, 8]
@@ -434,6 +434,13 @@ def test_trackers_get_every_line_of_the_log(tmp_path: Path, monkeypatch: pytest.
     assert opened[0][:3] == ("wandb+tensorboard", "ETRM-FrozenDecoder-Test", "micro")
     assert opened[0][5] == 0
     assert opened[-1] == ("closed",)
+    (made.folder / "step_8").write_bytes(b"cut")
+    opened.clear()
+    before = len(got)
+    run(tmp_path, "trackers=wandb+tensorboard")
+    assert opened[0][5] == 4  # where the run goes on, not the newest file
+    assert got[before:] == [pair for pair in got[:before] if pair[0] > 4]
+    del got[before:]
     written = [{k: v for k, v in line.items() if k != "step" and v is not None} for line in lines(made)]
     assert [{k: v for k, v in values.items() if v == v} for _, values in got] == written
     assert [step for step, _ in got] == [line["step"] for line in lines(made)]

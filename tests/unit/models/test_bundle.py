@@ -120,7 +120,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "other weights": (lambda f: rewrite(f, lambda t: add(t, LM, 0.01)), "golden.logits"),
     "other halt head": (lambda f: rewrite(f, lambda t: add(t, "decoder.q_head.bias", 0.01)), "golden.halt"),
-    "a weight that is NaN": (lambda f: rewrite(f, lambda t: add(t, LM, torch.nan)), "golden.logits"),
+    "a weight that is NaN": (lambda f: rewrite(f, lambda t: add(t, LM, torch.nan)), "is not finite"),
     "other table": (lambda f: rewrite(f, lambda t: add(t, "table", 0.01)), "context_mean does not describe"),
     "wider table": (lambda f: rewrite(f, lambda t: add(t, "context_std", 0.01)), "context_std does not describe"),
     "flipped byte": (flip_a_byte, "sha256"),

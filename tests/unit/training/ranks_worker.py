@@ -4,6 +4,7 @@ Trains the toy run (20 updates), writes what it saw as JSON to FOLDER/rank_R.jso
 ranks, so that the tests can be seen to fail.
 """
 
+import errno
 import json
 import os
 import sys
@@ -19,8 +20,8 @@ from etrm.training.loop import fit
 from tests.unit.training.conftest import Toy
 
 
-def plant(name: str) -> None:
-    """Make one known mistake of data-parallel training."""
+def plant(name: str, rank: int) -> None:
+    """Make one known mistake of data-parallel training, or let the disk of rank 0 be full."""
     if name == "no_reduce":
         Ranks.reduce_gradients = lambda self, parameters: None  # type: ignore[method-assign]
     elif name == "mean":
@@ -45,6 +46,12 @@ def plant(name: str) -> None:
             clip(self, listed)
 
         Ranks.reduce_gradients = clipped  # type: ignore[method-assign]
+    elif name == "full" and rank == 0:
+
+        def full(handle: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        os.fsync = full
 
 
 def main() -> int:
@@ -53,7 +60,7 @@ def main() -> int:
     options = dict(word.split("=") for word in sys.argv[2:])
     torch.set_num_threads(1)
     ranks = start(torch.device("cpu"))
-    plant(options.get("plant", ""))
+    plant(options.get("plant", ""), ranks.rank)
     toy = Toy()
     config = toy.config(
         budget={"updates": 20, "batch_size": 12, "log_every": 1, "checkpoint_every": int(options.get("every", 10))},
@@ -76,6 +83,16 @@ def main() -> int:
     if options.get("weights") == "other" and ranks.rank:
         with torch.no_grad():
             next(iter(state.model.model.encoder.parameters())).add_(1e-6)
+    if options.get("noise") == "yes":  # a dropout whose draws differ in number between ranks
+        encoder = state.model.model.encoder
+        still = encoder.forward
+
+        def noisy(*demos):
+            return still(*demos) + 0.1 * torch.rand(1 + ranks.rank)[-1]
+
+        encoder.forward = noisy
+    if options.get("nan") == str(ranks.rank):
+        state.model.decoder.lm_head.register_forward_hook(lambda module, inputs, output: output * torch.nan)
     seen: list[str] = []
     real = update.train_batch_encoder
 

@@ -4,13 +4,16 @@ The fast tests put other backends in the compiler's place; the slow one compiles
 """
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
+from etrm.errors import NonFiniteError
 from etrm.training.compiled import compile_checked, probe_pass
+from etrm.training.nonfinite import dumping
 from etrm.training.update import train_batch_encoder
 
 pytestmark = [  # of torch's own tracing; as errors they would end a compilation that is in order
@@ -89,3 +92,17 @@ def test_the_real_compiler(toy: Any) -> None:
             assert used or shutil.which("c++") is None, said
         rows.append([train_batch_encoder(config, state, toy.batch(i), 6)["train/lm_loss"] for i in range(4)])
     assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_layer_that_is_not_finite_is_found_in_a_compiled_model(toy: Any, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    config = toy.config()
+    state = toy.state(config)
+    state.model.decoder.L_level.compile(backend="eager")
+    train_batch_encoder(config, state, toy.batch(0), 6)
+    with torch.no_grad():
+        next(state.model.decoder.L_level.parameters()).fill_(3e38)
+    with pytest.raises(NonFiniteError) as caught, dumping(config, state, toy.batch(1), tmp_path):
+        train_batch_encoder(config, state, toy.batch(1), 6)
+    assert "first not finite: the output of model.decoder.L_level." in str(caught.value)

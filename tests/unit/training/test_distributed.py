@@ -156,12 +156,66 @@ def test_ranks_that_start_from_other_weights_are_refused(tmp_path: Path) -> None
     assert not (tmp_path / "run" / "steps").exists()
 
 
+def spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.slow
+def test_ranks_go_on_from_the_same_older_checkpoint_where_the_newest_is_damaged(alone: Path, tmp_path: Path) -> None:
+    cut = finished(tmp_path / "cut", 2, "stop=10", "every=5")
+    spoil(cut / "steps" / "step_10")
+    done = launch(cut, 2, "every=5")
+    assert [p.returncode for p in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert "step_5, not from the newest" in done[0].stdout
+    assert "newest" not in done[1].stdout  # rank 0 prints
+    assert report(cut, 0)["weights"] == report(cut, 1)["weights"]
+    assert worst(alone, cut)["train/lm_loss"] < EXACT
+
+
+@pytest.mark.slow
+def test_where_no_checkpoint_is_whole_or_the_disk_is_full_every_rank_says_so(tmp_path: Path) -> None:
+    cut = finished(tmp_path / "cut", 2, "stop=10")
+    spoil(cut / "steps" / "step_10")
+    before = (cut / "metrics.jsonl").read_bytes()
+    for process in launch(cut, 2):
+        assert process.returncode
+        assert "CheckpointError: no checkpoint of" in process.stderr
+    assert (cut / "metrics.jsonl").read_bytes() == before
+    for process in launch(tmp_path / "full", 2, "plant=full"):
+        assert process.returncode
+        assert "No space left on device" in process.stderr
+    assert not (tmp_path / "full" / "steps").exists()
+
+
+@pytest.mark.slow
+def test_each_rank_goes_on_with_its_own_global_generators(tmp_path: Path) -> None:
+    straight = finished(tmp_path / "straight", 2, "noise=yes")
+    cut = finished(tmp_path / "cut", 2, "noise=yes", "stop=10")
+    states = [s["torch"] for s in read_checkpoint(cut / "steps" / "step_10")["global_generators"]]
+    assert len(states) == 2
+    assert not torch.equal(*states)
+    finished(cut, 2, "noise=yes")
+    assert lines(cut) == lines(straight)
+    assert [report(cut, r)["weights"] for r in (0, 1)] == [report(straight, r)["weights"] for r in (0, 1)]
+
+
+@pytest.mark.slow
+def test_the_rank_whose_slots_are_not_finite_leaves_the_file(tmp_path: Path) -> None:
+    done = launch(tmp_path / "run", 2, "nan=1")
+    assert all("NonFiniteError: the loss is not finite at update 0" in p.stderr for p in done)
+    assert "first not finite: the output of model.decoder.lm_head" in done[1].stderr
+    assert [p.name for p in (tmp_path / "run").glob("*.pt")] == ["nonfinite_update_0_rank_1.pt"]
+
+
 @pytest.mark.fast
 def test_one_rank_needs_no_process_group() -> None:
     assert start(torch.device("cpu"), {}) is ALONE
     value = torch.arange(3.0, requires_grad=True)
     assert torch.equal(ALONE.total(value), value.detach())
     assert ALONE.gather("a") == ["a"]
+    assert ALONE.by_main(lambda: "a") == "a"
     assert ALONE.part(12) == slice(0, 12)
 
 

@@ -1,7 +1,9 @@
 """The loop and its checkpoints: exact resume, staged freezing, budgets, metrics, and files that must be refused."""
 
+import errno
 import json
 import math
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -257,14 +259,14 @@ def test_a_save_that_fails_leaves_the_old_file_whole(toy: Any, tmp_path: Path, m
     path = save_checkpoint(tmp_path, config, state, rng, 12)
     before = path.read_bytes()
 
-    def cut(payload: object, file: Any) -> None:
-        file.write(b"half")
-        raise OSError("no space left on device")
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", cut)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"step_0 was not written \(No space left on device\).*make room"):
         save_checkpoint(tmp_path, config, state, rng, 12)
-    assert path.read_bytes() == before and steps_in(tmp_path) == [0]
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["step_0"]  # and no partial file takes up the last room
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../a", "/etc", ".hidden", "a\n", "a b", "a\\b", "~"])
