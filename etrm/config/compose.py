@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -256,8 +256,8 @@ def _typed(kind: Any, value: Value, key: str, composed: Composed) -> object:
     elif origin is tuple:
         return _tuple(args, value, key, composed)
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            return float(value)  # (isfinite is an error for an int that no float holds)
         raise _wrong(key, value, "a finite float", composed)
     elif kind in (int, bool, str):
         if type(value) is kind:

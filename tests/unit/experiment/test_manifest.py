@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from etrm.errors import CheckpointError
+from etrm.errors import CheckpointError, ConfigError
 from etrm.experiment import rerun
 from etrm.experiment.manifest import FACTS, MANIFEST, facts, read_manifest, write_manifest
 from etrm.experiment.pretraining import INTERRUPTED, Pretraining, load_run
@@ -152,6 +152,13 @@ def test_an_edited_config_is_refused_and_a_name_cannot_leave_the_folder(folder: 
     before = sorted(tmp_path.rglob("*"))
     assert rerun.main([str(path), "--into", str(tmp_path / "a" / "b"), "--anyway"]) == rerun.UNUSABLE
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_number_that_no_float_holds_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    config = read_manifest(folder / MANIFEST)["config"]
+    config["optim"]["lr"] = 10**400
+    with pytest.raises(ConfigError, match=r"optim\.lr.*expected a finite float"):
+        rerun.config_of(tmp_path / MANIFEST, {"kind": "PretrainingConfig", "config": config})
 
 
 def test_an_interrupt_leaves_a_partial_report_and_a_state_to_go_on_from(folder: Path, tmp_path: Path) -> None:
