@@ -4,6 +4,7 @@ Legend: N queries, G tasks.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,12 +60,22 @@ def lift(own: RungResult, null: RungResult) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+SAME = 1e-5  # of the table's deviation: contexts closer than this are one context
+
+
+def reads_nothing(contexts: torch.Tensor, model: ETRM) -> bool:
+    """Whether every query gets one and the same context (N, T, D), whatever its demonstrations."""
+    spread = (contexts - contexts[:1]).abs().amax(dim=(0, 2))  # (T,)
+    return bool((spread <= SAME * model.spec.context_std.to(spread)).all())
+
+
 def rung_evidence(
     rung: Rung, model: ETRM, untrained: ETRM, constant: torch.Tensor, config: RunConfig, side: int
 ) -> RungEvidence:
     """Answer a rung's queries with the trained encoder and with every null."""
     size, kind, batch = config.evaluation.batch_size, config.loss.cross_entropy, rung.batch
-    own = result_of(rung.name, answer(model.decoder, batch, contexts_of(model, batch, size), size, kind).exact, rung)
+    own_contexts = contexts_of(model, batch, size)
+    own = result_of(rung.name, answer(model.decoder, batch, own_contexts, size, kind).exact, rung)
     exact = {
         name: answer(model.decoder, batch, contexts(), size, kind).exact
         for name, contexts in controls.null_contexts(
@@ -76,6 +87,9 @@ def rung_evidence(
     evidence = {
         name: NullEvidence(null.k, null.n, null_p(own, [null]), lift(own, null)) for name, null in nulls.items()
     }
+    if reads_nothing(own_contexts, model):
+        # One context for all tasks: mismatched demonstrations are the same system, so the lift is zero, not sampled.
+        evidence["mismatched"] = replace(evidence["mismatched"], lift_ci95=(0.0, 0.0))
     needed = tasks_needed(own, USEFUL, list(nulls.values()))
     score = Score(own.k, own.n, own.tasks, own.ci95)
     return RungEvidence(rung.name, score, evidence, rung.known, nominal_chance(own.tasks), needed)

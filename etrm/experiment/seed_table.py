@@ -8,6 +8,7 @@ anew. Prints the table as markdown.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--oracles", action="store_true", help="with the oracles of each healthy run")
     parser.add_argument("--out", type=Path, help="default: runs/seeds/<config name>")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(parse_threads(None))
+    torch.set_num_threads(parse_threads(os.environ.get("ETRM_THREADS")))
     counts = {s: options.seeds if s in ("healthy", "detached") else -(-options.seeds // 2) for s in options.systems}
     try:
         config = load(RunConfig, options.config_name)

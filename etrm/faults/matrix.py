@@ -37,7 +37,7 @@ from etrm.models.etrm import ETRM
 from etrm.training.update import LossHead
 
 DOCUMENT = Path("docs/fault_matrix.md")
-NAIVE_UPDATES = 200
+NAIVE_UPDATES = 300  # the healthy system answers 71 of 256 unseen queries by then, and passes all five assertions
 STAGES = ("before training", "first updates", "short run", "full run")
 
 

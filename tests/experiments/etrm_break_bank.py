@@ -33,7 +33,7 @@ SIZE = 32
 STRUCTURE = Structure(12, 9, 2, SIZE, 2, 4.0, 1, 2, 2, "learned", False, 10000.0, 1e-5, "float32", 2)
 LOSS = LossConfig("lm", "softmax", 0.5, 0.0)
 EXPECTED = {"carry", "h_cycles", "halting_target", "halting_decision"}
-MAY_DECLARE = EXPECTED | {"running_statistics"}  # an encoder may truncate its own statistics, by name
+MAY_DECLARE = EXPECTED | {"running_statistics", "encoder_carry"}  # what an encoder itself may truncate, by name
 TOP = f"""
 import copy
 import functools
@@ -71,6 +71,7 @@ class Mine(nn.Module):
     def forward(self, demo_inputs, demo_labels, demo_mask):
         x = (demo_inputs, demo_labels, demo_mask)
         h = self.inner(*x)
+        h = getattr(h, "context", h)
         h = h + 0.5 * torch.tanh(self.out(h))
         {site}
         return h
@@ -129,17 +130,21 @@ def _method(tree: ast.Module, kind: str, name: str) -> ast.FunctionDef:
 
 
 def _edit_return(file: Path, kind: str, plant: EtrmPlant, guard: bool) -> None:
-    """`return EXPR` at the end of `kind.forward` becomes h = EXPR, the plant, return h."""
+    """`return EXPR` at the end of `kind.forward` becomes h = EXPR, the plant, return h (in Encoded where EXPR is)."""
     text = file.read_text()
     end = _method(ast.parse(text), kind, "forward").body[-1]
     assert isinstance(end, ast.Return) and end.value is not None
     lines = text.splitlines()
-    value = ast.get_source_segment(text, end.value)
+    answer, back = end.value, "h"
+    if isinstance(answer, ast.Call) and isinstance(answer.func, ast.Name) and answer.func.id == "Encoded":
+        answer, losses = answer.args
+        back = f"Encoded(h, {ast.get_source_segment(text, losses)})"
+    value = ast.get_source_segment(text, answer)
     assert value is not None
     site = textwrap.dedent(plant.site).strip("\n")
     if guard:  # the decoder is made of the same blocks, and is in eval mode
         site = "if self.training:\n" + textwrap.indent(site, "    ")
-    body = f"h = {value}\n{site}\nreturn h"
+    body = f"h = {value}\n{site}\nreturn {back}"
     lines[end.lineno - 1 : end.end_lineno] = textwrap.indent(body, " " * end.col_offset).splitlines()
     at = next(k for k, line in enumerate(lines) if line.startswith("class "))
     while at and lines[at - 1].startswith("@"):

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from etrm.config.compose import load
-from etrm.config.schema import RunConfig
 from etrm.errors import EvaluationError
-from etrm.experiment.certificate import Trial, certify, planted, read_trials, write_trials
+from etrm.experiment.certificate import Trial, certify, read_trials, write_trials
 from etrm.experiment.demo_evidence import demo_evidence
 from etrm.experiment.verdict import judge
-from etrm.models.bundle import load_bundle
 
 pytestmark = pytest.mark.fast
 
@@ -49,10 +46,3 @@ def test_trials_survive_their_file_and_a_broken_one_is_refused(tmp_path: Path) -
     (tmp_path / "certificate.json").write_text("[{}]")
     with pytest.raises(EvaluationError, match="holds no trials"):
         read_trials(tmp_path)
-
-
-@pytest.mark.slow
-def test_the_plants_give_their_verdicts_on_micro(tmp_path: Path) -> None:
-    config = load(RunConfig, "cfg_micro")
-    trials = planted(config, load_bundle("micro"), tmp_path)
-    assert [t.found for t in trials] == ["B", "C", "INVALID"], trials

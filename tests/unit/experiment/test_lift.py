@@ -1,9 +1,12 @@
 """The interval of a lift over a null: resampled where tasks differ, wide where hardly one does."""
 
 import pytest
+import torch
 
 from etrm.evaluation.statistics import RungResult, rung_result
-from etrm.experiment.scores import FEW, lift
+from etrm.experiment.scores import FEW, SAME, lift, reads_nothing
+from etrm.models.bundle import load_bundle
+from etrm.models.etrm import ETRM
 
 pytestmark = pytest.mark.fast
 
@@ -31,3 +34,12 @@ def test_a_large_rung_without_a_difference_does_show_it() -> None:
 def test_where_few_differ_the_interval_is_no_narrower_than_resampling() -> None:
     found = lift(result(FEW - 1, 60), result(0, 60))
     assert found is not None and found[0] < 0.02 and found[1] > (FEW - 1) / 60
+
+
+@pytest.mark.parametrize(("moved", "nothing"), [(0.0, True), (0.1 * SAME, True), (10 * SAME, False)])
+def test_an_encoder_reads_nothing_only_where_every_query_gets_one_context(moved: float, nothing: bool) -> None:
+    bundle = load_bundle("micro")
+    model = ETRM(torch.nn.Identity(), bundle.decoder, bundle.spec())
+    contexts = bundle.spec().context_mean.repeat(5, 1, 1)
+    contexts[3, -1, 0] += moved * float(bundle.spec().context_std[-1])
+    assert reads_nothing(contexts, model) is nothing
