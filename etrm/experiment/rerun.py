@@ -1,4 +1,4 @@
-"""Check a run's manifest against this machine, and repeat the run: `python -m etrm.experiment.rerun MANIFEST`.
+"""`etrm rerun MANIFEST`: check a run's manifest against this machine, and repeat the run.
 
 Every fact of the manifest is compared with what it is now, and each difference is told. A run of pretrain_etrm.py is
 then repeated in a folder of its own (`--into`, default `reruns`) and its metrics.jsonl compared byte by byte with the
@@ -23,6 +23,12 @@ from etrm.experiment.questions import PretrainingConfig
 from etrm.models.official import resolve_bundle
 
 EQUAL, OTHER, UNUSABLE, DIFFERS = 0, 1, 2, 3
+EXAMPLES = """examples:
+  etrm rerun checkpoints/ETRM-FrozenDecoder-Test/run/manifest.json --check
+  etrm rerun checkpoints/ETRM-FrozenDecoder-Test/run/manifest.json --into reruns
+
+exit codes: 0 equal (with --check: nothing differs), 1 other metrics, 2 a reason on stderr, 3 something differs and
+nothing was repeated"""
 KINDS: Mapping[str, type[RunConfig]] = {"RunConfig": RunConfig, "PretrainingConfig": PretrainingConfig}
 
 
@@ -57,13 +63,14 @@ def repeat(path: Path, into: Path, say: Callable[[str], None]) -> bool:
     return (run.folder / METRICS).read_bytes() == log.read_bytes()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "etrm rerun") -> int:
     """Parse the command line, check, repeat."""
-    parser = argparse.ArgumentParser(prog="python -m etrm.experiment.rerun", description=__doc__)
-    parser.add_argument("manifest", type=Path)
+    parser = argparse.ArgumentParser(prog, None, "Check a run's manifest and repeat the run.", EXAMPLES)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("manifest", type=Path, help="manifest.json in the folder of a finished run")
     parser.add_argument("--check", action="store_true", help="compare the facts only")
     parser.add_argument("--anyway", action="store_true", help="repeat although something differs")
-    parser.add_argument("--into", type=Path, default=Path("reruns"))
+    parser.add_argument("--into", type=Path, default=Path("reruns"), help="where the repeated run goes (reruns)")
     options = parser.parse_args(arguments)
     try:
         manifest = read_manifest(options.manifest)
@@ -78,7 +85,3 @@ def main(arguments: list[str] | None = None) -> int:
         return UNUSABLE
     print("the same metrics, byte by byte" if same else f"other metrics than {options.manifest.with_name(METRICS)}")
     return EQUAL if same else OTHER
-
-
-if __name__ == "__main__":
-    sys.exit(main())

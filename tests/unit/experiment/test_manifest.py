@@ -71,6 +71,29 @@ def test_a_rerun_gives_the_same_bytes(folder: Path, tmp_path: Path, capsys: pyte
     assert rerun.main(arguments) == rerun.UNUSABLE  # nothing is written over
 
 
+BOUND = 1e-3  # relative; 1 against 2 threads differed by 2e-5 at most over 200 updates of 64 episodes
+
+
+def test_another_number_of_threads_moves_the_metrics_within_a_bound(folder: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    path = tmp_path / "one" / MANIFEST
+    path.parent.mkdir()
+    path.write_bytes((folder / MANIFEST).read_bytes())
+    path.with_name("metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
+    edited(path, threads=1 if before > 1 else 2)
+    try:
+        rerun.main([str(path), "--into", str(tmp_path / "again")])
+    finally:
+        torch.set_num_threads(before)
+    ours, theirs = (
+        [json.loads(line) for line in next(root.rglob("metrics.jsonl")).read_text().splitlines()]
+        for root in (folder, tmp_path / "again")
+    )
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert other == pytest.approx(mine, rel=BOUND, abs=1e-6)
+
+
 def test_a_rerun_notices_other_metrics(folder: Path, tmp_path: Path) -> None:
     for name in (MANIFEST, "metrics.jsonl"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
