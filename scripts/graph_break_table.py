@@ -57,7 +57,8 @@ def main() -> int:
         folder = Path(name)
         first = {(cell.kind, cell.model): cell for cell in toys.run_bank(folder)}
         second = {}
-        for kind, plant in plants.items():
+        for number, (kind, plant) in enumerate(plants.items(), 1):
+            print(f"kind {number} of {len(plants)}: {kind}", file=sys.stderr, flush=True)
             for encoder in etrm.encoders():
                 cell = etrm.run_etrm_cell(kind, plant, encoder, folder)
                 second[kind, cell.model] = cell

@@ -61,17 +61,26 @@ from etrm.config.schema import EncoderConfig
 {top}
 
 
+class Inner(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.encoder = build_encoder(EncoderConfig("{encoder}", D, 2, 1, 1), spec)
+
+    def forward(self, *x):
+        h = self.encoder(*x)
+        return getattr(h, "context", h)
+
+
 class Mine(nn.Module):
     def __init__(self, spec):
         super().__init__()
-        self.inner = build_encoder(EncoderConfig("{encoder}", D, 2, 1, 1), spec)
+        self.inner = Inner(spec)
         self.out = nn.Linear(D, D)
         {init}
 
     def forward(self, demo_inputs, demo_labels, demo_mask):
         x = (demo_inputs, demo_labels, demo_mask)
         h = self.inner(*x)
-        h = getattr(h, "context", h)
         h = h + 0.5 * torch.tanh(self.out(h))
         {site}
         return h
