@@ -5,8 +5,8 @@ again by its number. Declared truncations are held at their observed values, so 
 count. This also follows values through `.item()` and numpy, where nothing else can.
 
 `smooth` is the question for lost derivatives: floating results move by 1 %, 0.5 % and 0.25 % of their size, and the
-loss must move each time, less each time. A decision (a threshold, an argmax, a stopping rule) does not, so a halting
-rule on a detached value is no finding. `depends` moves values by a tenth and by ten times their size, exchanges
+loss must move each time, less each time (ten or a hundred times as far where fp32 shows no movement). A decision (a
+threshold, an argmax, a stopping rule) does not, so a halting rule on a detached value is no finding. `depends` moves values by a tenth and by ten times their size, exchanges
 indices and turns truth values.
 """
 
@@ -26,7 +26,9 @@ from etrm.probes.subject import Rerun
 Effect = Literal["none", "changes", "fails"]
 _MOST_ROWS = 64
 _STEPS = (1e-2, 5e-3, 2.5e-3)
-_COARSE = 0.1
+_FARTHER = (1.0, 10.0, 100.0)  # times _STEPS, in turn, until the loss moves by more than its rounding
+_SEEN = 4 * 2.0**-23  # of the loss: a movement that is more than fp32's rounding
+_COARSE = (0.1, 10.0)  # of `depends`, where indices and truth values turn as well
 
 
 class _Alter(TorchFunctionMode):
@@ -40,8 +42,10 @@ class _Alter(TorchFunctionMode):
         column: int | None,
         stash: GradStash,
         everything: bool = False,
+        turn: bool = False,
     ) -> None:
         super().__init__()
+        self._turn = turn
         self._ordinals = set(ordinals)
         self._size, self._row, self._column = size, row, column
         self._count = 0
@@ -72,7 +76,7 @@ class _Alter(TorchFunctionMode):
 
     def _python(self, value: Any) -> Any:
         """Another value of the same python or numpy type."""
-        if isinstance(value, int) and self._size < _COARSE:
+        if isinstance(value, int) and not self._turn:
             return value
         if isinstance(value, bool):
             return not value
@@ -111,12 +115,12 @@ class _Alter(TorchFunctionMode):
             return altered
         if altered.is_floating_point() or altered.is_complex():
             # Half precision would round the small steps away.
-            size = self._size * (10 if altered.dtype in (torch.float16, torch.bfloat16) and self._size < _COARSE else 1)
+            size = self._size * (10 if altered.dtype in (torch.float16, torch.bfloat16) and not self._turn else 1)
             scale = float(altered.abs().double().square().mean()) ** 0.5 or 1.0
             noise = torch.rand(altered.shape, generator=torch.Generator().manual_seed(0)) + 0.5
             noise = noise * torch.where(noise > 0.9, 1.0, -1.0)  # of both signs, with a sum that is not zero
             changed = altered + (size * scale * noise).to(altered)
-        elif self._size < _COARSE:
+        elif not self._turn:
             return altered
         elif altered.dtype == torch.bool:
             changed = ~altered
@@ -171,30 +175,36 @@ class Interventions:
         row: int | None = None,
         column: int | None = None,
         everything: bool = False,
+        turn: bool = False,
     ) -> float | None:
         """The loss of one pass, None where it failed."""
         self.passes += 1
         self._rerun.restore()  # outside the mode, which would count its calls
         value: Tensor | None = None
-        alter = _Alter(ordinals, size, row, column, self._stash, everything)
+        alter = _Alter(ordinals, size, row, column, self._stash, everything, turn)
         with Trial() as trial, self._declared.replaying(), alter:
             value = self._loss_fn()
         self._stash.restore()
         return None if trial.failed or value is None else float(value.detach().double())
 
     def smooth(self, ordinals: Collection[int], everything: bool = False) -> bool:
-        """Whether the loss follows small changes of these results in proportion; one pass where it does not move."""
-        moves: list[float] = []
-        for size in _STEPS:
-            loss = self._loss(ordinals, size, everything=everything)
-            if loss is None or loss == self._base:
-                return False
-            moves.append(abs(loss - self._base))
-        return moves[-1] < moves[0] or not all(math.isfinite(move) for move in moves)
+        """Whether the loss follows small changes of these results in proportion; few passes where it does not move."""
+        for factor in _FARTHER:
+            moves: list[float] = []
+            for size in _STEPS:
+                loss = self._loss(ordinals, factor * size, everything=everything)
+                if loss is None:
+                    return False
+                moves.append(abs(loss - self._base))
+                if moves[-1] <= _SEEN * abs(self._base):
+                    break  # too little to be told from rounding, or nothing at all
+            else:
+                return moves[-1] < moves[0] or not all(math.isfinite(move) for move in moves)
+        return False
 
     def moves(self, ordinals: Collection[int], everything: bool = False) -> bool:
-        """Whether one small change of all these results changes the loss, or makes the pass fail."""
-        return self._loss(ordinals, _STEPS[0], everything=everything) != self._base
+        """Whether one change of all these results, as large as they are, changes the loss or makes the pass fail."""
+        return self._loss(ordinals, _FARTHER[-1] * _STEPS[0], everything=everything) != self._base
 
     def depends(
         self, ordinals: Collection[int], row: int | None = None, column: int | None = None, everything: bool = False
@@ -207,8 +217,8 @@ class Interventions:
     ) -> Effect:
         """What coarse changes of these results do: a guard makes the pass fail and never changes a loss."""
         losses = []
-        for size in (_COARSE, 10.0):
-            losses.append(self._loss(ordinals, size, row, column, everything))
+        for size in _COARSE:
+            losses.append(self._loss(ordinals, size, row, column, everything, turn=True))
             if losses[-1] is not None and losses[-1] != self._base:
                 return "changes"
         return "fails" if all(loss is None for loss in losses) else "none"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from etrm.probes.altered_gradients import _projected
 from etrm.probes.graph_breaks import observe
 
 pytestmark = pytest.mark.fast
@@ -140,3 +141,18 @@ def test_a_cache_in_a_list_or_dict_is_put_back():
     model.change = change
     assert kinds(model) == []
     assert model.kept == {"old": 1}
+
+
+def test_a_scaled_gradient_is_found_whatever_its_elements_sum_to():
+    """One projection with positive weights lost sight of a gradient whose elements cancel in it."""
+    for seed in range(50):
+        noise = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
+        for push in (noise - noise.mean(), noise * torch.linspace(-1, 1, 64)):
+            weight = nn.Parameter(torch.zeros(64))
+            weight.register_hook(lambda g: g * 1e-9)
+            module = nn.Module()
+            module.weight = weight
+            found = observe(module, lambda w=weight, p=push: (w * p).sum()).findings
+            assert [item.kind for item in found] == ["hook changes the gradient"], seed
+            sums, size = _projected(push)
+            assert float(sums.norm()) > 0.1 * size

@@ -51,6 +51,14 @@ def tokens(*kept):
     return lambda c: torch.where(mask, c, c.detach())
 
 
+@pytest.mark.parametrize("share", [1e-1, 1e-2])
+def test_a_cut_whose_effect_is_near_the_losss_rounding_is_found(share):
+    """A hundredth of the value then moves the loss by less than fp32 can show."""
+    model = Model(lambda c: c - share * c.detach())
+    report = observe(model, lambda: 300.0 + model.loss())
+    assert [(item.kind, item.severity) for item in report.findings] == [(".detach()", "weakened")]
+
+
 def test_a_healthy_model_has_nothing_to_report():
     model = Model()
     report = observe(model, model.loss, optimisers=[torch.optim.SGD(model.parameters())])
