@@ -6,8 +6,8 @@ count. This also follows values through `.item()` and numpy, where nothing else 
 
 `smooth` is the question for lost derivatives: floating results move by 1 %, 0.5 % and 0.25 % of their size, and the
 loss must move each time, less each time (ten or a hundred times as far where fp32 shows no movement). A decision (a
-threshold, an argmax, a stopping rule) does not, so a halting rule on a detached value is no finding. `depends` moves values by a tenth and by ten times their size, exchanges
-indices and turns truth values.
+threshold, an argmax, a stopping rule) does not, so a halting rule on a detached value is no finding. `depends` moves
+values by a tenth and by ten times their size, exchanges indices and turns truth values.
 """
 
 import math
