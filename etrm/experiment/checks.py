@@ -57,6 +57,8 @@ CHECK_RULES: dict[str, CheckRule] = {
     "episodes_true": CheckRule("H5", "INVALID", "start", "every drawn episode follows its own task", f"{GATE} h5"),
     "episodes_fresh": CheckRule("H5", "INVALID", "start", "draws are distinct, even and repeatable", f"{GATE} h5"),
     "rungs_true": CheckRule("H5", "INVALID", "start", "every rung asks what it claims to ask", f"{GATE} h5"),
+    "paths_agree": CheckRule("H6", "INVALID", "start", "training and evaluation run one system", f"{GATE} h6"),
+    "encoder_as_asked": CheckRule("H7", "INVALID", "start", "the encoder is what the config asks for", f"{GATE} h7"),
     "encoder_pure": CheckRule(
         "H3", "INVALID", "start", "the context is of the sample's own demonstrations", f"{GATE} h3"
     ),
@@ -71,6 +73,9 @@ CHECK_RULES: dict[str, CheckRule] = {
     "gradient_kept": CheckRule(
         "H2", "INVALID", "outcome", "every sample still reaches the encoder later on", f"{GATE} h2"
     ),
+    "steps_true": CheckRule("H4", "INVALID", "outcome", "every step of the run is the config's", f"{GATE} h4"),
+    "draws_true": CheckRule("H5", "INVALID", "outcome", "training drew its tasks truly and evenly", f"{GATE} h5"),
+    "outcome_true": CheckRule("H6", "INVALID", "outcome", "the outcome is that of the trained encoder", f"{GATE} h6"),
     "weights_continuous": CheckRule("H4", "INVALID", "outcome", "only the optimiser moves the encoder", f"{GATE} h4"),
     "budget": CheckRule("H4", "INVALID", "outcome", "the executed budget is the planned one", "make experiment"),
     "schedule": CheckRule("H4", "UNDECIDED", "outcome", "the learning rate had its base long enough", SWEEP),

@@ -11,6 +11,7 @@ Legend: N queries, T context tokens, D hidden.
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,15 +39,17 @@ from etrm.experiment.evidence import (
 )
 from etrm.experiment.oracles import measure_oracles
 from etrm.experiment.outcome import compare_with_controls, final_metrics, findings, own_answers, short_loss_evidence
+from etrm.experiment.outcome_audit import outcome_check, spread_faults
 from etrm.experiment.preflight import preflight
-from etrm.experiment.preflight.update import update_checks
+from etrm.experiment.preflight.data import explanation
+from etrm.experiment.preflight.update import rehearsed, update_checks
 from etrm.experiment.scores import rung_evidence, score_of
 from etrm.experiment.search_rows import with_search
 from etrm.experiment.showcase import record_showcase
 from etrm.experiment.step_watch import StepWatch
 from etrm.experiment.validity import competence, decoder_checks, frozen_checks, positive_control
 from etrm.experiment.votes import voted_metrics
-from etrm.experiment.watch import gradient_watch, lost_later
+from etrm.experiment.watch import gradient_watch, lost_later, slope_later
 from etrm.experiment.watch_record import gradient_evidence, watch_json
 from etrm.models.bundle import Bundle, load_bundle
 from etrm.models.encoders import build_encoder
@@ -55,6 +58,7 @@ from etrm.probes.frozen import FrozenSnapshot, snapshot
 from etrm.training.loop import BudgetRecord, encoder_state, evaluation_points, fit, planned_updates
 from etrm.training.update import LossHead, TrainState
 
+REHEARSED = 2  # updates beside their transcription at each evaluation of a run
 Length = Literal["short", "full"]
 Report = Callable[[str, int, int, float], None]  # (phase, done, total, loss) -> None
 CONTRACT = check("context_contract", True, "every context was finite and (B, T, D); another ends the run at once")
@@ -77,6 +81,8 @@ class RunRecord:
     lost: list[str] = field(default_factory=list)  # samples and tokens without gradient at an evaluation
     moved: list[str] = field(default_factory=list)  # steps before which something else had moved the weights
     steps_taken: int = 0  # optimiser steps, counted at the optimiser itself
+    steps_wrong: list[str] = field(default_factory=list)  # steps and late updates that are not the config's
+    draws_wrong: list[str] = field(default_factory=list)  # what was drawn otherwise than the tasks say
     probe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -126,7 +132,7 @@ class FrozenDecoderRun:
         positive = positive_control(config, arm, bundle)
         before.append(competence(positive, arm))
         if not any(c.ok is False for c in before if c.hypothesis == "H1"):
-            before += preflight(config, arm, bundle, model)
+            before += preflight(config, arm, bundle, model, untrained)
         if any(c.ok is False and c.name != "enough_tasks" for c in before):
             return replace(self._refused(tuple(before)), positive_control=score_of("positive", positive, arm.rungs[0]))
         watch = gradient_watch(config, head, arm.source, torch.device("cpu"))
@@ -147,7 +153,7 @@ class FrozenDecoderRun:
             state.teacher = bundle.table
         start = own_answers(config, model, arm.probe)
         validation: list[tuple[int, float]] = []
-        budget = self._train(arm, head, model, state, validation, frozen)
+        budget = self._train(arm, bundle, head, model, state, validation, frozen)
         self._lap("training")
         loss, rungs = self._outcome(arm, bundle, model, untrained, start, validation, state.total_steps)
         oracles = (None, None) if self.length == "short" else measure_oracles(arm, bundle, config)
@@ -155,6 +161,9 @@ class FrozenDecoderRun:
         optimisers = [o for o, _ in state.optimizers.values()]
         lost, jumps = self.record.lost, self.record.moved
         taken, planned = self.record.steps_taken, budget.planned_updates
+        wrong, drawn = self.record.steps_wrong, self.record.draws_wrong
+        points = [int(row["step"]) for row in self.record.curve]
+        missed = spread_faults(points, planned, config.budget.evaluations)
         checks = [
             *before,
             *frozen_checks(frozen, head.decoder, optimisers, self.record.frozen),
@@ -162,11 +171,18 @@ class FrozenDecoderRun:
             CONTRACT,
             check("gradient_kept", not lost, "; ".join(lost[:2]) or f"at {len(self.record.curve)} points of the run"),
             check("weights_continuous", not jumps, "; ".join(jumps[:2]) or "only the optimiser moved the encoder"),
-            check("budget", taken == planned, f"{taken} of {planned} planned optimiser steps"),
+            check("steps_true", not wrong, "; ".join(wrong[:2]) or f"{taken} steps beside their transcription"),
+            check("draws_true", not drawn, "; ".join(drawn[:2]) or "drawn episodes follow their tasks, evenly"),
+            check(
+                "budget",
+                taken == planned and not missed,
+                "; ".join([f"{taken} of {planned} planned optimiser steps", *missed]),
+            ),
         ]
         if self.length == "full":
             asked, expected = sum(r.score.n for r in rungs), sum(arm.planned_queries.values())
             checks.append(check("queries_evaluated", asked == expected, f"{asked} of {expected} planned queries"))
+            checks.append(outcome_check(config, arm, model, bundle.structure.halt_max_steps, loss, rungs))
             record_showcase(self.folder, arm, model, bundle, config)
         metrics = final_metrics(config, arm, model, self.folder / "metrics.jsonl", rungs)
         if self.length == "full":
@@ -181,6 +197,7 @@ class FrozenDecoderRun:
     def _train(
         self,
         arm: Arm,
+        bundle: Bundle,
         head: LossHead,
         model: ETRM,
         state: TrainState,
@@ -202,7 +219,14 @@ class FrozenDecoderRun:
             self.record.curve.append(row)
             moved = frozen.check(head.decoder, [o for o, _ in state.optimizers.values()], modes=False)
             self.record.frozen += [f"update {step}: {d}" for d in moved]
-            self.record.lost += [f"update {step}: {d}" for d in lost_later(config, head, arm.source, step)]
+            late = [*lost_later(config, head, arm.source, step), *slope_later(config, head, arm.source, step)]
+            self.record.lost += [f"update {step}: {d}" for d in late]
+            if step + REHEARSED <= total and not self.record.steps_wrong:
+                with ExitStack() as stack:
+                    for watch in watches:
+                        stack.enter_context(watch.paused())
+                    again = rehearsed(config, arm, state, REHEARSED)
+                self.record.steps_wrong += [f"after update {step}: {d}" for d in again]
 
         def tell(done: int, value: float) -> None:
             if self.report is not None:
@@ -213,13 +237,15 @@ class FrozenDecoderRun:
         head.train()
         head.decoder.eval()
         log = self.folder / "metrics.jsonl"
-        source = CountingSource(arm.source)
-        watches = [StepWatch(o) for o, _ in state.optimizers.values()]
+        source = CountingSource(arm.source, explanation(config, bundle))
+        watches = [StepWatch(o, config.optim, total) for o, _ in state.optimizers.values()]
         record = fit(config, state, source, rng, torch.device("cpu"), log, None, points, tell)
         for watch in watches:
             watch.close()
             self.record.steps_taken += watch.steps
             self.record.moved += [f"before step {n}" for n in watch.moved_before]
+            self.record.steps_wrong += watch.wrong
+        self.record.draws_wrong += source.faults()
         return replace(record, episodes=min(record.episodes, len(source.seen)))
 
     def _outcome(

@@ -20,6 +20,7 @@ from etrm.data.episodes import Source
 from etrm.errors import EncoderContractError
 from etrm.models.etrm import Carry, Episodes, act_step, fresh_carry
 from etrm.probes.diagnosis import Diagnosis, Relation, diagnose
+from etrm.probes.exceptions import Tape
 from etrm.probes.gradients import Coverage, GradientState, classify, coverage, gradients_of, tokens_without_path
 from etrm.training.losses import step_loss
 from etrm.training.optimizers import make_optimizer
@@ -172,3 +173,51 @@ def lost_later(config: RunConfig, head: LossHead, source: Source, step: int) -> 
         parameter.grad = kept[name]
     torch.set_rng_state(random_state)
     return lost
+
+
+SLOPE = (0.8, 1.25)  # of the loss's own slope; healthy runs lie within 0.997 and 1.001
+SHARE = 0.02  # of the loss, by which it is moved to see its slope
+
+
+def slope_later(config: RunConfig, head: LossHead, source: Source, step: int) -> list[str]:
+    """Does the loss fall along its gradient as fast as the gradient says, at this point of a run?
+
+    One finite difference along the whole gradient: turned round or scaled it shows, whatever turned it. Weights,
+    buffers, gradients and random state are left as they were.
+    """
+    encoder = head.model.encoder
+    assert isinstance(encoder, torch.nn.Module)
+    weights = [p for p in encoder.parameters() if p.requires_grad]
+    kept, held = [p.detach().clone() for p in weights], copy.deepcopy(encoder.state_dict())
+    random_state = torch.get_rng_state()
+    new = Episodes.of(source.sample(SAMPLES, np.random.default_rng([79, step])), torch.device("cpu"))
+
+    def loss() -> torch.Tensor:
+        torch.set_rng_state(random_state)
+        _, out = act_step(head, fresh_carry(head.decoder, new), new, 0.0, torch.Generator().manual_seed(step))
+        return step_loss(out.logits, out.halt, out.episodes.labels, config.loss.cross_entropy).lm.mean()
+
+    def moved(by: float) -> float:
+        encoder.load_state_dict(held)
+        with torch.no_grad(), tape.replaying():  # what is declared as cut is held where it was
+            for p, old, g in zip(weights, kept, found, strict=True):
+                p.copy_(old + by * g)
+            return float(loss())
+
+    tape = Tape()
+    with tape.recording():
+        base = loss()
+    found = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(weights, torch.autograd.grad(base, weights, allow_unused=True), strict=True)
+    ]
+    square = sum(float(g.double().square().sum()) for g in found)
+    ratios = []
+    for share in (SHARE, SHARE / 10):  # curvature bends the first, rounding the second
+        by = share * float(base.detach()) / max(square, 1e-30)
+        ratios.append((moved(by) - moved(-by)) / (2 * by * square) if square else 0.0)
+    encoder.load_state_dict(held)
+    torch.set_rng_state(random_state)
+    if any(SLOPE[0] <= r <= SLOPE[1] for r in ratios):
+        return []
+    return [f"the loss changes along its gradient {ratios[-1]:.2g} times as fast as the gradient says"]

@@ -20,7 +20,7 @@ from etrm.training.update import LossHead
 Stage = Literal["before training", "first updates", "short run", "full run"]
 Family = Literal["gradient", "decoder", "data", "training", "encoder", "evaluation", "config"]
 REFUSED = "REFUSED"  # a typed error before anything ran: no verdict is given at all
-FILES = ("gradient", "decoder", "data", "training", "encoder", "evaluation", "configuration")
+FILES = ("gradient", "decoder", "data", "training", "encoder", "evaluation", "configuration", "late", "wiring")
 
 
 @dataclass

@@ -26,8 +26,7 @@ from etrm.probes.subject import Rerun
 Effect = Literal["none", "changes", "fails"]
 _MOST_ROWS = 64
 _STEPS = (1e-2, 5e-3, 2.5e-3)
-_FARTHER = (1.0, 10.0, 100.0)  # times _STEPS, in turn, until the loss moves by more than its rounding
-_SEEN = 4 * 2.0**-23  # of the loss: a movement that is more than fp32's rounding
+_FARTHER = (1.0, 10.0, 100.0)  # times _STEPS, in turn, while fp32 shows no movement in proportion
 _COARSE = (0.1, 10.0)  # of `depends`, where indices and truth values turn as well
 
 
@@ -188,7 +187,7 @@ class Interventions:
         return None if trial.failed or value is None else float(value.detach().double())
 
     def smooth(self, ordinals: Collection[int], everything: bool = False) -> bool:
-        """Whether the loss follows small changes of these results in proportion; few passes where it does not move."""
+        """Whether the loss follows changes of these results in proportion, at the first scale where that shows."""
         for factor in _FARTHER:
             moves: list[float] = []
             for size in _STEPS:
@@ -196,10 +195,11 @@ class Interventions:
                 if loss is None:
                     return False
                 moves.append(abs(loss - self._base))
-                if moves[-1] <= _SEEN * abs(self._base):
-                    break  # too little to be told from rounding, or nothing at all
+                if not moves[-1]:
+                    break  # fp32 may hide what is there: try farther
             else:
-                return moves[-1] < moves[0] or not all(math.isfinite(move) for move in moves)
+                if moves[-1] < moves[0] or not all(math.isfinite(move) for move in moves):
+                    return True
         return False
 
     def moves(self, ordinals: Collection[int], everything: bool = False) -> bool:

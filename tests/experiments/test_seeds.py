@@ -33,9 +33,10 @@ def test_no_fast_check_fails_on_a_healthy_system(tmp_path: Path, run_options: An
         torch.manual_seed(seed)
         bundle = bench.bundle
         model = ETRM(build_encoder(config.encoder, bundle.spec()), bundle.decoder, bundle.spec())
+        untrained = ETRM(build_encoder(config.encoder, bundle.spec()), bundle.decoder, bundle.spec())
         head = LossHead(model, config.loss)
         arm = build_arm(config, bundle)
-        checks = [*decoder_checks(head.decoder, bundle), *arm.checks, *preflight(config, arm, bundle, model)]
+        checks = [*decoder_checks(head.decoder, bundle), *arm.checks, *preflight(config, arm, bundle, model, untrained)]
         checks += update_checks(config, arm, encoder_state(config, head, len(arm.source.task_ids)))
         failed += [f"seed {seed}: {c.name}: {c.detail}" for c in checks if c.ok is not True]
     assert not failed, f"{len(failed)} false alarms over {seeds} seeds: {failed[:3]}"

@@ -17,7 +17,7 @@ from etrm.data.arc import Task
 from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
 from etrm.data.augment import Augmentation
 from etrm.data.episodes import Batch
-from etrm.data.families import Member, benchmark
+from etrm.data.families import Member, benchmark, random_grids
 from etrm.data.grids import COLOUR0, encode_grid, labels_of
 from etrm.experiment.arms import Arm, Rung
 from etrm.experiment.checks import Check, check
@@ -28,11 +28,12 @@ DRAWN = 192
 REPEATED = 0.05  # episodes whose query stands among its demonstrations, or that were drawn before: small grids repeat
 REACHED = 0.7  # of the tasks that even draws reach on average
 LOOKED_AT = 64  # episodes of a rung
+ODD = 0.08  # share of a colour beside the recipe's; 192 grids of 9 cells or more repeat within 0.03
 
 
 def data_checks(config: RunConfig, arm: Arm, bundle: Bundle) -> list[Check]:
     """`episodes_true`, `episodes_fresh`, `rungs_true`."""
-    explains = _explains_arc(config, bundle) if config.data.benchmark in ARC_BENCHMARKS else _explains_rule(config)
+    explains = explanation(config, bundle)
     source = arm.source
     first, again, other = (source.sample(DRAWN, np.random.default_rng(s)) for s in (11, 11, 12))
     wrong = _unexplained(first, source.task_ids, explains, range(DRAWN))
@@ -40,9 +41,14 @@ def data_checks(config: RunConfig, arm: Arm, bundle: Bundle) -> list[Check]:
     misplaced = 0 if config.data.benchmark in ARC_BENCHMARKS else int((first.row != np.array(rows)).sum())
     said = f"{DRAWN - len(wrong)} of {DRAWN} drawn episodes follow their task"
     true = check("episodes_true", not wrong and not misplaced, _first(said, wrong) + f"; {misplaced} wrong table rows")
-    faults = _stale(first, again, other, len(source.task_ids))
+    faults = [*_stale(first, again, other, len(source.task_ids)), *_colours(config, first)]
     fresh = check("episodes_fresh", not faults, "; ".join(faults) or f"{DRAWN} draws, distinct and evenly spread")
     return [true, fresh, _rungs(arm, explains)]
+
+
+def explanation(config: RunConfig, bundle: Bundle) -> Explains:
+    """Tells whether an episode of the config's benchmark is one of its task's."""
+    return _explains_arc(config, bundle) if config.data.benchmark in ARC_BENCHMARKS else _explains_rule(config)
 
 
 def _first(said: str, wrong: list[str]) -> str:
@@ -86,6 +92,20 @@ def _stale(first: Batch, again: Batch, other: Batch, tasks: int) -> list[str]:
     if not first.demo_mask.any(axis=1).all():
         faults.append("an episode has no demonstration")
     return faults
+
+
+def _colours(config: RunConfig, batch: Batch) -> list[str]:
+    """A procedural benchmark's grids hold every colour that it has, about as often as its recipe says."""
+    if config.data.benchmark in ARC_BENCHMARKS:
+        return []
+    b = benchmark(config.data.benchmark)
+    recipe = random_grids(len(batch), b.side, b.colours, b.black, np.random.default_rng(13))
+    mine, meant = (np.bincount(g.ravel(), minlength=b.colours)[: b.colours] / g.size
+                   for g in ((batch.inputs - COLOUR0).clip(0), recipe))  # fmt: skip
+    worst = int(np.abs(mine - meant).argmax())
+    if abs(mine[worst] - meant[worst]) > ODD:
+        return [f"colour {worst} fills {mine[worst]:.0%} of the cells, the benchmark's recipe gives {meant[worst]:.0%}"]
+    return []
 
 
 def _rungs(arm: Arm, explains: Explains) -> Check:

@@ -1,4 +1,4 @@
-"""Does an update do what its config says? Three real updates beside an independent transcription of them.
+"""Does an update do what its config says? Real updates, before training and during it, beside a transcription.
 
 The transcription takes each update's starting point and computes, from the published facts alone, which episodes stand
 in the slots, their loss (float64), the gradient, its norm before clipping, and the step of the optimiser. Whatever the
@@ -20,26 +20,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etrm.config.schema import OptimConfig, RunConfig
-from etrm.data.grids import IGNORE
 from etrm.experiment.arms import Arm
 from etrm.experiment.checks import Check, check
+from etrm.experiment.second_reading import token_losses
+from etrm.experiment.transcript import option_faults, rate_of
 from etrm.models.etrm import Carry, Episodes, fresh_carry
 from etrm.training.update import LossHead, TrainState, train_batch_encoder
 
 UPDATES = 3  # a fresh batch, the same samples at their second ACT step, and a refilled one
-SLOTS = 16
+MOST_SLOTS = 64  # of the run's own batch: what begins behind the sixteenth sample is part of an update too
 TOLERANCE = 0.03  # relative; bf16 runs repeat within 0.002, a wrong sample or factor is off by more than 0.1
 LEAST_STEP, MOST_STEP = 1e-5, 0.5  # base rate over the typical weight: an Adam-type step moves each weight by the rate
+SURE = 1e-3  # a halt logit nearer to 0 may fall to either side
 LAG = 0.01  # share of the initial weights that an average may still hold when it is evaluated
 Gradients = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What one update should have: losses (nats a token, batch mean) and the gradient before clipping, by name."""
+    """What one update should have: losses (nats a token, batch mean), the gradient before clipping, by name, and the
+    ACT state of each slot after it.
+    """
 
     lm: float
     gradients: Gradients
+    steps: Tensor  # (B,) int64
+    halt: Tensor  # (B,) logits
 
     @property
     def norm(self) -> float:
@@ -53,7 +59,7 @@ def update_checks(config: RunConfig, arm: Arm, state: TrainState) -> list[Check]
     found = [
         check("optimiser_complete", not held, "; ".join(held[:3]) or "every trainable tensor in exactly one optimiser")
     ]
-    faults = _rehearse(config, arm, state) if not held else ["not compared: the optimisers hold other tensors"]
+    faults = rehearsed(config, arm, state) if not held else ["not compared: the optimisers hold other tensors"]
     said = f"{UPDATES} updates equal an independent transcription: loss, gradient, norm before clipping, step"
     return [*found, check("update_true", not faults, "; ".join(faults[:3]) or said), *_plan(config, state)]
 
@@ -87,8 +93,8 @@ def _plan(config: RunConfig, state: TrainState) -> list[Check]:
     ]
 
 
-def _rehearse(config: RunConfig, arm: Arm, state: TrainState) -> list[str]:
-    """Run UPDATES updates and name every gap; the state is put back whatever happens."""
+def rehearsed(config: RunConfig, arm: Arm, state: TrainState, updates: int = UPDATES) -> list[str]:
+    """Run some updates from where the state stands and name every gap; the state is put back whatever happens."""
     head = state.model
     small = replace(config, loss=replace(config.loss, objective="lm", table_share=0.0))
     kept = {f.name: getattr(state, f.name) for f in fields(TrainState)}
@@ -101,7 +107,7 @@ def _rehearse(config: RunConfig, arm: Arm, state: TrainState) -> list[str]:
         state.teacher = None
         head.train()
         head.decoder.eval()
-        return _gaps(small, arm, state)
+        return _gaps(small, arm, state, updates)
     finally:
         head.load_state_dict(weights)
         head.zero_grad(set_to_none=True)
@@ -117,20 +123,24 @@ def _rehearse(config: RunConfig, arm: Arm, state: TrainState) -> list[str]:
         state.generator.set_state(act)
 
 
-def _gaps(config: RunConfig, arm: Arm, state: TrainState) -> list[str]:
-    rng = np.random.default_rng(31)
+def _gaps(config: RunConfig, arm: Arm, state: TrainState, updates: int) -> list[str]:
+    rng = np.random.default_rng([31, state.step])
     head = state.model
-    mine = _Moments()
-    average = {n: p.detach().clone() for n, p in trainable(head).items()}
-    for number in range(UPDATES):
-        new = Episodes.of(arm.source.sample(SLOTS, rng), torch.device("cpu"))
+    mine = _Moments(state)
+    shadow = {} if state.ema is None else state.ema.shadow
+    average = {n: shadow.get(n, p.detach()).clone() for n, p in trainable(head).items()}
+    slots = min(MOST_SLOTS, config.budget.batch_size) if state.carry is None else len(state.carry.halted)
+    for number in range(updates):
+        new = Episodes.of(arm.source.sample(slots, rng), torch.device("cpu"))
         carry = fresh_carry(head.decoder, new) if state.carry is None else state.carry
         before = {n: p.detach().clone() for n, p in trainable(head).items()}
         drawn = torch.get_rng_state()
         expected = _expected(config, head, carry, new)
         torch.set_rng_state(drawn)  # an encoder that samples must sample the same
-        metrics = train_batch_encoder(config, state, new, SLOTS)
-        faults = _compare(config, state, expected, metrics, before, mine, number)
+        act = state.generator.get_state()
+        metrics = train_batch_encoder(config, state, new, slots)
+        faults = [*_compare(config, state, expected, metrics, before, mine), *_halting(config, state, expected, act)]
+        faults += option_faults(config.optim, [g for o, _ in state.optimizers.values() for g in o.param_groups])
         if state.ema is not None:
             for n, p in trainable(head).items():
                 average[n].lerp_(p.detach(), 1 - config.optim.ema_decay)
@@ -161,57 +171,57 @@ def _expected(config: RunConfig, head: LossHead, carry: Carry, new: Episodes) ->
     )
     encoded = head.context(episodes)
     _, logits, halt = decoder(latents, episodes.inputs, encoded.context)
-    lm, right = _loss(logits, episodes.labels, config.loss.cross_entropy)
+    lm, right = token_losses(logits, episodes.labels, config.loss.cross_entropy)
     bce = F.binary_cross_entropy_with_logits(halt.double(), right.double(), reduction="none")
     loss = (lm + config.loss.halt_weight * bce).sum() / len(lm) + sum(encoded.losses.values(), torch.zeros(()))
     own = trainable(head)
     found = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
     gradients = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(own.items(), found, strict=True)}
-    return Expected(float(lm.detach().mean()), gradients)
+    steps = torch.where(carry.halted, 0, carry.steps) + 1
+    return Expected(float(lm.detach().mean()), gradients, steps, halt.detach().float())
 
 
-def _loss(logits: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Mean loss over each sample's scored tokens (B,) float64, and whether all of them are right (B,) bool."""
-    x = logits.double()
-    mass = x.softmax(dim=-1)
-    if kind == "stablemax":
-        s = torch.where(x >= 0, x.clamp(min=0) + 1, 1 / (1 - x.clamp(max=0)))
-        mass = s / s.sum(dim=-1, keepdim=True)
-    losses, right = [], []
-    for p, y in zip(mass, labels, strict=True):
-        scored = y != IGNORE
-        losses.append(-p[scored, y[scored]].log().mean() if bool(scored.any()) else p.sum() * 0)
-        right.append(bool(scored.any()) and bool((p[scored].argmax(dim=-1) == y[scored]).all()))
-    return torch.stack(losses), torch.tensor(right)
+def _halting(config: RunConfig, state: TrainState, expected: Expected, random: Tensor) -> list[str]:
+    """A slot halts at its last ACT step or where the decoder asks for it, after the minimum that it drew if it
+    explores.
+    """
+    assert state.carry is not None
+    generator = torch.Generator()
+    generator.set_state(random)
+    count, most = len(expected.steps), state.model.decoder.structure.halt_max_steps
+    explores = torch.rand(count, generator=generator) < config.act.exploration if most > 1 else torch.zeros(count) > 0
+    least = torch.randint(2, most + 1, (count,), generator=generator) if most > 1 else torch.ones(count)
+    early = (expected.halt > 0) & (expected.steps >= torch.where(explores, least, 0))
+    sure = expected.halt.abs() > SURE
+    wrong = (state.carry.halted != ((expected.steps >= most) | early)) & sure | (state.carry.steps != expected.steps)
+    return [f"{int(wrong.sum())} of {count} slots halt or count their ACT steps otherwise"] if bool(wrong.any()) else []
 
 
 class _Moments:
-    """The first and second moments of an Adam-type optimiser, transcribed."""
+    """The first and second moments of an Adam-type optimiser, transcribed; they begin as its own stand."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: TrainState) -> None:
         self.mean: Gradients = {}
         self.square: Gradients = {}
+        self.steps: Counter[str] = Counter()
+        held = {id(p): values for o, _ in state.optimizers.values() for p, values in o.state.items()}
+        for name, p in trainable(state.model).items():
+            if found := held.get(id(p)):
+                first, second = ("exp_avg", "exp_avg_sq") if "exp_avg" in found else ("mean", "square")
+                self.mean[name], self.square[name] = found[first].double(), found[second].double()
+                self.steps[name] = int(found["step"])
 
-    def step(self, optim: OptimConfig, name: str, weight: Tensor, gradient: Tensor, lr: float, number: int) -> Tensor:
-        """The weight after update `number` (from 0)."""
+    def step(self, optim: OptimConfig, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
+        """The weight after one update more."""
         g = gradient.double()
         zero = torch.zeros_like(g)
+        self.steps[name] += 1
         self.mean[name] = optim.beta1 * self.mean.get(name, zero) + (1 - optim.beta1) * g
         self.square[name] = optim.beta2 * self.square.get(name, zero) + (1 - optim.beta2) * g * g
-        mean = self.mean[name] / (1 - optim.beta1 ** (number + 1))
-        root = (self.square[name] / (1 - optim.beta2 ** (number + 1))).sqrt()
+        mean = self.mean[name] / (1 - optim.beta1 ** self.steps[name])
+        root = (self.square[name] / (1 - optim.beta2 ** self.steps[name])).sqrt()
         moved = torch.atan2(mean, root) if optim.name == "adam_atan2" else mean / (root + 1e-8)
         return weight.double() * (1 - lr * optim.weight_decay) - lr * moved
-
-
-def _rate(optim: OptimConfig, number: int, total: int) -> float:
-    """Warm-up, constant, cosine: the base rate times the schedule's factor."""
-    rate = optim.lr * (min(1.0, (number + 1) / optim.warmup_updates) if optim.warmup_updates else 1.0)
-    cooling, left = optim.cooldown_share * total, total - number
-    if cooling > 0 and left <= cooling:
-        cosine = 0.5 * (1 + math.cos(math.pi * (1 - left / cooling)))
-        rate *= optim.min_ratio + (1 - optim.min_ratio) * cosine
-    return rate
 
 
 def _compare(
@@ -221,7 +231,6 @@ def _compare(
     metrics: Mapping[str, float],
     before: Mapping[str, Tensor],
     mine: _Moments,
-    number: int,
 ) -> list[str]:
     faults = []
     own = trainable(state.model)
@@ -233,12 +242,12 @@ def _compare(
     off = sum(float((_gradient(own[n]) - scale * g).double().square().sum()) for n, g in expected.gradients.items())
     if not math.sqrt(off) <= TOLERANCE * scale * norm + 1e-9:
         faults.append(f"the gradient is off by {math.sqrt(off) / max(scale * norm, 1e-12):.2g} of its own norm")
-    rate = _rate(config.optim, state.step - 1, state.total_steps)
+    rate = rate_of(config.optim, state.step - 1, state.total_steps)
     wrong, moved, size = 0.0, 0.0, 0.0
     for n, p in own.items():
         if p.grad is None:
             continue
-        after = mine.step(config.optim, n, before[n], p.grad, rate, number)
+        after = mine.step(config.optim, n, before[n], p.grad, rate)
         wrong += float((p.detach().double() - after).square().sum())
         moved += float((after - before[n].double()).square().sum())
         size += float(after.square().sum())

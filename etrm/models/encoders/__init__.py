@@ -43,6 +43,7 @@ class Encoded:
 
 Factory = Callable[[EncoderSpec, EncoderConfig], nn.Module]
 REGISTRY: dict[str, Factory] = {}
+FIXED_SIZE = frozenset({"lpn", "lpn_var"})  # keep their published size and read none of the config
 
 
 def register(name: str) -> Callable[[Factory], Factory]:
