@@ -31,11 +31,19 @@ def late(id: str, family: Family, happened: str, check: str, naive: str = "C") -
     return fault(id, family, happened, verdict="INVALID", check=check, stage="full run", naive=naive)
 
 
+def shorter(bench: Bench) -> None:
+    """A run long enough for the bug to begin and to be seen."""
+    configured(bench, "budget", updates=160)
+    configured(bench, "optim", warmup_updates=16)
+
+
 def stepping(id: str, happened: str, before: Hook | None = None, after: Callable[[], Hook] | None = None) -> None:
     """Enter a fault: something happens around the optimiser's steps; `after` makes a hook with a memory of its own."""
 
     @late(id, "training", happened, "steps_true")
     def plant(bench: Bench) -> Iterator[None]:
+        shorter(bench)
+
         def stand_in(config: OptimConfig, parameters: Any, lr: float) -> torch.optim.Optimizer:
             made = make_optimizer(config, parameters, lr)
             taken = [0]
@@ -101,18 +109,20 @@ stepping("lookahead-never-moves", "every tenth step went back to slow weights th
 
 @late("cosine-over-one-epoch", "training", "the cosine was laid over an epoch instead of the run", "steps_true")
 def _epoch(bench: Bench) -> Iterator[None]:
+    shorter(bench)
     with everywhere(learning_rate_factor, lambda u, n, o: learning_rate_factor(min(u, 99), 100, o)):
         yield
 
 
 @late("gradient-turns-round", "gradient", "the coefficient of a reversal layer ramped below zero", "gradient_kept", "B")
 def _reversal(bench: Bench) -> Iterator[None]:
+    shorter(bench)
     passes = [0]
 
     def change(context: Tensor, _: Episodes) -> Tensor:
         passes[0] += 1
         context = context * 1.0
-        if context.requires_grad and passes[0] > 200:
+        if context.requires_grad and passes[0] > 120:
             context.register_hook(lambda g: -g)
         return context
 
@@ -125,6 +135,7 @@ def streamed(id: str, happened: str, change: Callable[[Any, Batch, int, np.rando
 
     @late(id, "data", happened, "draws_true")
     def plant(bench: Bench) -> Iterator[None]:
+        shorter(bench)
         drawn = [0]
         size = bench.config.budget.batch_size
 

@@ -20,6 +20,7 @@ from etrm.experiment.outcome import own_answers
 from etrm.experiment.scores import lift, rung_evidence
 from etrm.faults.bank import Bench, Family, Stage, everywhere, fault, method
 from etrm.faults.gradient import through
+from etrm.faults.late import shorter
 from etrm.models.encoders import Encoded, build_encoder
 from etrm.models.etrm import Episodes, act_step
 from etrm.training.optimizers import make_optimizer
@@ -35,11 +36,17 @@ def wired(
     check: str,
     stage: Stage = "before training",
     naive: str = "C",
+    short: bool = False,
 ) -> None:
-    """Enter a fault: a function of the library is another one everywhere; `stand_in` makes it, with its own memory."""
+    """Enter a fault: a function of the library is another one everywhere; `stand_in` makes it, with its own memory.
+
+    `short`: an encoder that is hardly trained shows it as well.
+    """
 
     @fault(id, family, happened, verdict="INVALID", check=check, stage=stage, naive=naive)
     def plant(bench: Bench) -> Iterator[None]:
+        if stage == "full run" and short:
+            shorter(bench)
         with everywhere(original, stand_in()):
             yield
 
@@ -108,9 +115,9 @@ wired("untrained-encoder-scored", "evaluation", "trained and untrained encoder w
 wired("lift-the-wrong-way-round", "evaluation", "the null's score minus the encoder's",
       lift, lambda: lambda own, null: lift(null, own), "outcome_true", "full run")  # fmt: skip
 wired("copy-null-compares-itself", "evaluation", "inputs were compared with inputs",
-      copy_input, lambda: lambda queries: np.ones(len(queries), dtype=bool), "outcome_true", "full run")  # fmt: skip
+      copy_input, lambda: lambda queries: np.ones(len(queries), dtype=bool), "outcome_true", "full run", short=True)  # fmt: skip
 wired("answers-memoised-by-rung", "evaluation", "the evaluation after training was the one before it",
-      own_answers, _memoised_answers, "outcome_true", "full run", "B")  # fmt: skip
+      own_answers, _memoised_answers, "outcome_true", "full run", "B", short=True)  # fmt: skip
 
 
 def arriving(id: str, happened: str, change: Callable[[Episodes], Episodes]) -> None:
