@@ -175,6 +175,16 @@ def _recoloured(_: Any, batch: Batch, number: int, rng: np.random.Generator) -> 
     return replace(batch, labels=table[batch.labels]) if number > 100 else batch
 
 
+def _locked_rules_too(source: RuleSource, batch: Batch, number: int, rng: np.random.Generator) -> Batch:
+    """Episodes of the locked test under the ids of training rules."""
+    if number <= 100:
+        return batch
+    both = RuleSource((*source.members, *source.benchmark.split().test), source.benchmark)
+    drawn = both.sample(len(batch), rng)
+    return replace(drawn, task=drawn.task % len(source.members))
+
+
+streamed("locked-test-drawn-later", "the list of rules grew to the whole benchmark on a reload", _locked_rules_too)
 streamed(
     "prefetch-buffer-written-over", "demonstrations of the batch before, once the buffer was reused", _overwritten()
 )

@@ -115,7 +115,8 @@ wired("untrained-encoder-scored", "evaluation", "trained and untrained encoder w
 wired("lift-the-wrong-way-round", "evaluation", "the null's score minus the encoder's",
       lift, lambda: lambda own, null: lift(null, own), "outcome_true", "full run")  # fmt: skip
 wired("copy-null-compares-itself", "evaluation", "inputs were compared with inputs",
-      copy_input, lambda: lambda queries: np.ones(len(queries), dtype=bool), "outcome_true", "full run", short=True)  # fmt: skip
+      copy_input, lambda: lambda queries: np.ones(len(queries), dtype=bool), "outcome_true", "full run",
+      short=True)  # fmt: skip
 wired("answers-memoised-by-rung", "evaluation", "the evaluation after training was the one before it",
       own_answers, _memoised_answers, "outcome_true", "full run", "B", short=True)  # fmt: skip
 
