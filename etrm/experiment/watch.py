@@ -29,6 +29,7 @@ from etrm.training.update import LossHead
 FIRST = 3  # updates within which every parameter must have had a gradient
 THEN = 20  # updates on every one of which it must have one
 SAMPLES = 8
+WHOLE = 256  # of the run's own batch: an encoder that runs in parts may have a gradient in the first of them only
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
     cut: set[tuple[int, int]] = set()
     carry: Carry | None = None
     diagnosis: Diagnosis | None = None
+    whole = Episodes.of(source.sample(min(WHOLE, config.budget.batch_size), rng), device)
+    left_out = samples_without_path(watched, whole)
+    calls[0] = 0
     for update in range(FIRST + THEN):
         new = Episodes.of(source.sample(SAMPLES, rng), device)
         before_step = fresh_carry(watched.decoder, new) if carry is None else carry
@@ -127,6 +131,8 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
         if finite:
             optimizer.step()
     hook.remove()
+    if left_out and (diagnosis is None or diagnosis.ok):
+        diagnosis = diagnose(watched, whole, optimisers=[optimizer], audit=False)
     weights = {n: p.detach().clone() for n, p in encoder.named_parameters() if n in gradients}
     gradients = {n: None if g is None else g.detach().clone() for n, g in gradients.items()}
     encoder.zero_grad(set_to_none=True)
@@ -136,12 +142,36 @@ def gradient_watch(config: RunConfig, head: LossHead, source: Source, device: to
         state = GradientState("blocked", 0.0, tuple(gradients), tuple(range(SAMPLES)))
     else:
         state = classify(gradients, weights, float(lm.detach().sum()), coverages)
+    if left_out and state.state == "intact":
+        state = replace(state, state="partial", samples=left_out)
     if cut and state.state == "intact":
         state = replace(state, state="partial", tokens=tuple(sorted(cut)))
     if diagnosis is not None and not diagnosis.ok and state.state == "intact":
         state = replace(diagnosis.gradient, state=diagnosis.state, notes=(*diagnosis.gradient.notes, diagnosis.detail))
     late = {n: v or 0.0 for n, v in norms[-1].items()}
     return GradientWatch(state, tuple(norms), tuple(coverages), calls[0], FIRST + THEN, finite, late, diagnosis)
+
+
+def samples_without_path(head: LossHead, episodes: Episodes) -> tuple[int, ...]:
+    """Samples of a batch whose own context sends no gradient to the encoder; one backward pass of the encoder each."""
+    encoder = head.model.encoder
+    assert isinstance(encoder, torch.nn.Module)
+    held, random_state = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()
+    context = head.context(episodes).context
+    weights = [p for p in encoder.parameters() if p.requires_grad]
+    direction = torch.randn(context.shape[1:], generator=torch.Generator().manual_seed(0)).to(context)
+    lost = []
+    for i, own in enumerate(context):
+        found = (
+            torch.autograd.grad((own * direction).sum(), weights, allow_unused=True, retain_graph=True)
+            if context.requires_grad
+            else ()
+        )
+        if not any(g is not None and bool(g.any()) for g in found):
+            lost.append(i)
+    encoder.load_state_dict(held)
+    torch.set_rng_state(random_state)
+    return tuple(lost)
 
 
 def lost_later(config: RunConfig, head: LossHead, source: Source, step: int) -> list[str]:
@@ -169,6 +199,14 @@ def lost_later(config: RunConfig, head: LossHead, source: Source, step: int) -> 
             lost.append(
                 f"ACT step {act + 1}: samples {list(found.lost_samples)}, tokens {sorted(cut)[:3]} get no gradient"
             )
+    left_out = samples_without_path(
+        head,
+        Episodes.of(
+            source.sample(min(WHOLE, config.budget.batch_size), np.random.default_rng([80, step])), torch.device("cpu")
+        ),
+    )
+    if left_out:
+        lost.append(f"samples {list(left_out[:3])} of a whole batch get no gradient ({len(left_out)} in all)")
     for name, parameter in encoder.named_parameters():
         parameter.grad = kept[name]
     torch.set_rng_state(random_state)

@@ -26,6 +26,7 @@ from etrm.models.encoders import FIXED_SIZE, build_encoder, encode
 from etrm.models.etrm import ETRM, Episodes
 
 ASKED = 12
+FEW = 5  # queries in a batch: three batches, the last one smaller
 CLOSE = {torch.bfloat16: 0.1}  # of halt logits and nats; fp32 paths repeat within 1e-4
 LOOSE = 2e-3
 
@@ -87,13 +88,15 @@ def _one_decoder(config: RunConfig, bundle: Bundle, model: ETRM, batch: Batch) -
         contexts.shape, generator=torch.Generator().manual_seed(5)
     )
     direct = direct_contexts(model, batch, size)
-    told = answer(model.decoder, batch, contexts, size, kind)
     mine = read(model.decoder, bundle.structure.halt_max_steps, batch, contexts, kind, size)
     allowed = CLOSE.get(model.decoder.dtype, LOOSE)
     faults = []
-    halts, losses = (float(np.abs(a - b).max()) for a, b in ((told.halt, mine.halt), (told.loss, mine.loss)))
-    if not (halts <= allowed * max(1.0, float(np.abs(mine.halt).max())) and losses <= allowed * (1 + mine.loss.max())):
-        faults.append(f"evaluation and training run another decoder: losses differ by {losses:.2g} nats")
+    for part in dict.fromkeys((size, FEW)):
+        told = answer(model.decoder, batch, contexts, part, kind)
+        halts, losses = (float(np.abs(a - b).max()) for a, b in ((told.halt, mine.halt), (told.loss, mine.loss)))
+        halts_too = halts <= allowed * max(1.0, float(np.abs(mine.halt).max()))
+        if not (halts_too and losses <= allowed * (1 + mine.loss.max())):
+            faults.append(f"in batches of {part} evaluation and training differ by {losses:.2g} nats")
     again = contexts_of(model, batch, size)
     if not _gap(again, direct) <= 1e-4 * float(direct.abs().max()) + 1e-6:
         faults.append("evaluation answers under another context than the encoder's answer")
