@@ -41,7 +41,9 @@ def direct_contexts(model: ETRM, batch: Batch, size: int) -> Tensor:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.autocast):
         for start in range(0, len(batch), size):
             e = tensors(batch.take(np.arange(start, min(start + size, len(batch)))))
-            found.append(encode(model.encoder, model.spec, e.demo_inputs, e.demo_labels, e.demo_mask).context.float())
+            found.append(
+                encode(model.encoder, model.spec, e.demo_inputs, e.demo_labels, e.demo_mask).context.detach().float()
+            )
     for m, mode in modes.items():
         m.training = mode
     return torch.cat(found)

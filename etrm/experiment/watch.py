@@ -215,6 +215,7 @@ def lost_later(config: RunConfig, head: LossHead, source: Source, step: int) -> 
 
 SLOPE = (0.8, 1.25)  # of the loss's own slope; healthy runs lie within 0.997 and 1.001
 SHARE = 0.02  # of the loss, by which it is moved to see its slope
+NEARLY_NOTHING = 0.02  # nats a token; of a loss that small fp32 shows no slope, and little is left to learn
 
 
 def slope_later(config: RunConfig, head: LossHead, source: Source, step: int) -> list[str]:
@@ -256,6 +257,6 @@ def slope_later(config: RunConfig, head: LossHead, source: Source, step: int) ->
         ratios.append((moved(by) - moved(-by)) / (2 * by * square) if square else 0.0)
     encoder.load_state_dict(held)
     torch.set_rng_state(random_state)
-    if any(SLOPE[0] <= r <= SLOPE[1] for r in ratios):
+    if float(base.detach()) < NEARLY_NOTHING or any(SLOPE[0] <= r <= SLOPE[1] for r in ratios):
         return []
     return [f"the loss changes along its gradient {ratios[-1]:.2g} times as fast as the gradient says"]
