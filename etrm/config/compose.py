@@ -187,8 +187,9 @@ def _override(composed: Composed, text: str) -> None:
 
 
 def _at(values: Value, dotted: str) -> Value:
+    """The value of a key that some file wrote, so that every part before the last is a section."""
     for part in dotted.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
+        values = typing.cast(dict[str, Value], values)[part]
     return values
 
 
@@ -280,7 +281,7 @@ def _tuple(args: tuple[Any, ...], value: Value, key: str, composed: Composed) ->
 
 def _wrong(key: str, value: Value, expected: str, composed: Composed) -> ConfigError:
     origin = composed.origin(key.partition("[")[0])
-    return ConfigError(f"{origin}: '{key or 'the config'}' is {describe(value)}, expected {expected}; correct it there")
+    return ConfigError(f"{origin}: '{key}' is {describe(value)}, expected {expected}; correct it there")
 
 
 def to_dict(config: object) -> dict[str, Any]:

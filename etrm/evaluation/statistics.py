@@ -290,7 +290,7 @@ def decide_rungs(
 
 
 def intra_task_correlation(per_task: Sequence[tuple[int, int]]) -> float:
-    """Intra-task correlation of solved queries, the ANOVA estimator (Fleiss) kept within [0, 1].
+    """Intra-task correlation of solved queries, the ANOVA estimator (Fleiss), 0 where it is negative; at most 1.
 
     1.0 (full correlation, the cautious end) where it cannot be estimated: one task, one query a task, all or none.
     """
@@ -303,4 +303,4 @@ def intra_task_correlation(per_task: Sequence[tuple[int, int]]) -> float:
     between = float((table[:, 1] * (rates - rate) ** 2).sum()) / (tasks - 1)
     within = float((table[:, 1] * rates * (1 - rates)).sum()) / (n - tasks)
     typical = (n - float((table[:, 1] ** 2).sum()) / n) / (tasks - 1)
-    return min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
+    return max(0.0, (between - within) / (between + (typical - 1) * within))

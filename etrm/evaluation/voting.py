@@ -206,8 +206,8 @@ def _rank_of(truth: str, votes: Mapping[Augmentation, tuple[str, float]]) -> int
     halts: dict[str, list[float]] = {}
     for grid, halt in votes.values():
         halts.setdefault(grid, []).append(halt)
-    # fsum is exact, so ranks and batches may deliver the votes in any order.
-    order = sorted(halts, key=lambda grid: (-len(halts[grid]), -math.fsum(halts[grid]) / len(halts[grid]), grid))
+    # fsum is exact, so votes may come in any order; among equal counts the sum ranks as the mean.
+    order = sorted(halts, key=lambda grid: (-len(halts[grid]), -math.fsum(halts[grid]), grid))
     return order.index(truth) + 1 if truth in halts else None
 
 

@@ -5,7 +5,7 @@ are those of docs/verdict.md. The property tests draw several changes at once an
 the judge.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
@@ -290,6 +290,136 @@ def test_json_has_the_shape_of_schema_1() -> None:
     assert body["question"] == {"number": 5, "name": "generalisation"} and body["gradient"] == "intact"
     assert Evidence.from_json(body["evidence"]) == healthy()
     validate_json(document)
+
+
+INTERVALS = {"seen_task": [0.64, 0.76], "unseen_composition": [0.52, 0.67]}
+NOT_EVALUATED = {
+    "k": 0, "n": 0, "tasks": 0, "ci95": [0.0, 1.0], "null": {"k": 0, "n": 0}, "nulls": {}, "decoder_known": None,
+    "chance_nominal": None, "reading": "missing",
+}  # fmt: skip
+
+
+def test_json_of_a_rung_in_full() -> None:
+    """What was evaluated with its nulls, what was not as 0 of 0, and a rung whose mismatched null is missing."""
+    good = healthy()
+    rung = good.rung("unseen_composition")
+    assert rung is not None
+    two = {name: rung.nulls[name] for name in ("mismatched", "zero_context")}
+    full = replace(rung, nulls=two)
+    bodies = [
+        to_json({"calibration": judge(replace(good, rungs=rungs))})["arms"]["calibration"]["rungs"]
+        for rungs in ((full,), (replace(full, nulls={"zero_context": two["zero_context"]}),))
+    ]
+    lift = [0.52 - 0.015, 0.67 - 0.005]
+    zero = {"zero_context": {"k": 3, "n": 512, "p": 0.0002, "lift_ci95": lift}}
+    expected = {
+        "k": 307, "n": 512, "tasks": 40, "ci95": [0.52, 0.67], "null": {"k": 6, "n": 512},
+        "nulls": {"mismatched": {"k": 6, "n": 512, "p": 0.0002, "lift_ci95": lift}, **zero},
+        "decoder_known": False, "chance_nominal": 0.025, "reading": "undecided",
+    }  # fmt: skip
+    assert bodies[0] == {"seen_task": NOT_EVALUATED, "unseen_composition": expected}
+    assert bodies[1]["unseen_composition"] == expected | {"null": {"k": 0, "n": 0}, "nulls": zero}
+
+
+@pytest.mark.parametrize(
+    ("k", "ci95", "known", "reading"),
+    [
+        (307, (0.52, 0.67), False, "above"),
+        (307, (0.52, 0.67), None, "above (decoder_known)"),
+        (*LOW, True, "below"),
+        (*WIDE, None, "undecided"),
+    ],
+)
+def test_only_a_rung_that_stands_above_is_marked_as_known(
+    k: int, ci95: tuple[float, float], known: bool | None, reading: str
+) -> None:
+    body = to_json({"micro": judge(with_headline(healthy("micro"), k, ci95, decoder_known=known))})
+    assert body["arms"]["micro"]["rungs"]["unseen_composition"]["reading"] == reading
+
+
+def test_json_of_an_arm_in_full() -> None:
+    evidence = with_gradient(healthy(), "partial")
+    verdict = judge(evidence)
+    body = to_json({"calibration": verdict})["arms"]["calibration"]
+    rungs, hypotheses, checks, seed_rows = (body.pop(key) for key in ("rungs", "hypotheses", "checks", "seed_reading"))
+    assert body == {
+        "scenario": "B",
+        "question": {"number": 2, "name": "gradient"},
+        "reasons": ["the encoder's gradient is partial at encoder.proj: planted"],
+        "confidence": "moderate",
+        "headline_rung": "unseen_composition",
+        "gradient": "partial",
+        "gradient_place": "encoder.proj",
+        "metrics": {
+            "grad/encoder_norm": 0.61, "train/lm_loss": 0.21, "train/lm_loss/first": 1.31,
+            "train/encoder_token_std": 0.42, "train/encoder_token_std/first": 0.05, "ARC/pass@1": 0.6,
+        },
+        "budget": {
+            "planned_updates": 6000, "executed_updates": 6000, "planned_episodes": 384_000,
+            "distinct_episodes": 384_000, "warmup_share": 0.05, "lr_reached_base": True, "early_stop": "",
+        },
+        "next_steps": [
+            {"why": step.why, "command": step.command, "hypothesis": step.hypothesis} for step in NEXT_STEPS["B"]
+        ],
+        "certificate": {
+            "date": "2026-02-01", "commit": "0000000", "says": "healthy gave A; planted faults gave B, C and INVALID",
+        },
+        "evidence": evidence.to_json(),
+    }  # fmt: skip
+    assert {name: rung["ci95"] for name, rung in rungs.items()} == INTERVALS
+    assert {name: h["status"] for name, h in hypotheses.items()} == {n: h.status for n, h in verdict.hypotheses.items()}
+    assert [c["name"] for c in checks] == [c.name for c in verdict.checks] and checks[0] == asdict(verdict.checks[0])
+    assert [row["metric"] for row in seed_rows] == [
+        "grad/encoder_norm", "train/lm_loss", "train/encoder_token_std", "ARC/pass@1", "scenario",
+    ]  # fmt: skip
+    bare = to_json({"calibration": judge(replace(evidence, certificate=None))})["arms"]["calibration"]
+    assert bare["certificate"] is None
+
+
+def test_reasons_of_a_plain_a_in_full_and_in_order() -> None:
+    """The headline, the seen rung, the loss, then the oracle; each once."""
+    reasons = judge(healthy()).reasons
+    nulls = "nulls mismatched 6 of 512; above every null (7 of 7)"
+    assert reasons[0] == (
+        "above every null and above the useful 2 %: unseen_composition: 307 of 512 exact over 40 tasks "
+        f"(60 %, 95 % interval 52 % to 67 %); {nulls}"
+    )
+    assert reasons[1] == f"seen_task: 359 of 512 exact over 40 tasks (70 %, 95 % interval 64 % to 76 %); {nulls}"
+    assert reasons[2].startswith("probe loss 1.31 to 0.21 nats") and len(reasons) == len(set(reasons)) == 4
+
+
+@pytest.mark.parametrize(
+    ("known", "no_a", "told"),
+    [
+        (True, "was trained on", "the decoder was trained on these tasks' demonstrations"),
+        (None, "may have been trained on", "whether the decoder knows these tasks is not on record"),
+    ],
+)
+def test_what_the_decoder_knows_is_told_of_every_rung_but_the_seen_one(
+    known: bool | None, no_a: str, told: str
+) -> None:
+    arc = healthy("arc")
+    headline = judge(with_headline(arc, 307, (0.52, 0.67), decoder_known=known)).reasons
+    assert headline[0] == (
+        f"no plain A: the decoder {no_a} these tasks' demonstrations, so recall cannot be told from inference"
+    )
+    assert f"unseen_task carries decoder_known: {told}" in headline
+    between = judge(with_rung(arc, "unseen_augmentation", 240, (0.39, 0.55), decoder_known=known))
+    assert between.scenario == "A" and f"unseen_augmentation carries decoder_known: {told}" in between.reasons
+    seen = judge(with_rung(arc, "seen_task", 359, (0.64, 0.76), decoder_known=known))
+    assert seen.reasons == judge(arc).reasons
+
+
+def test_what_bars_an_a_or_a_decision_is_the_first_sentence() -> None:
+    weak = judge(with_loss(healthy(), constant_plateaued=None))
+    assert weak.reasons[0] == (
+        "the learned constant context was not shown at its plateau, so this null may be weaker than it should be"
+    )
+    assert weak.reasons[1].startswith("unseen_composition: 307 of 512")
+    planned = judge(with_headline(healthy(), *WIDE)).reasons[0]
+    assert planned.endswith("; 40 tasks cannot decide, about 160 would")
+    unplanned = judge(with_headline(healthy(), *WIDE, tasks_needed=None)).reasons[0]
+    assert unplanned.endswith("; how many tasks would decide was not computed")
 
 
 def test_json_marks_what_the_decoder_knew() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etrm.config.compose import build, compose, config_hash, default_root, load, shipped_root, to_dict
+from etrm.config.compose import Composed, build, compose, config_hash, default_root, load, shipped_root, to_dict
 from etrm.errors import ConfigError
 
 pytestmark = pytest.mark.fast
@@ -76,6 +76,14 @@ def test_origins_name_the_file_that_wrote_each_key(root):
     assert composed.origins["span"] == str(root / "base.yaml")
     assert composed.origins["arch.hidden"] == str(root / "arch/small.yaml")
     assert composed.origins["ema"] == "command line"
+
+
+def test_a_key_that_nobody_wrote_has_the_origin_of_the_section_around_it() -> None:
+    composed = Composed({}, {"a": "outer.yaml", "a.b": "inner.yaml"}, "asked.yaml")
+    keys = ("a.b.c.d", "a.b.c", "a.c.d", "a", "b", "b.c.d")
+    assert [composed.origin(key).removesuffix(".yaml") for key in keys] == [
+        "inner", "inner", "outer", "outer", "asked", "asked",
+    ]  # fmt: skip
 
 
 def test_later_defaults_win_and_the_files_own_keys_win_over_them(root):
@@ -255,6 +263,7 @@ def test_overrides_apply_in_order(root):
         ("arch.hiden=1", "command line: unknown key 'arch.hiden'.*nearest valid: 'arch.hidden'"),
         ("hidden=1", "unknown key 'hidden'.*nearest valid: 'arch.hidden'"),
         ("lr.x=1", "unknown key 'lr.x'"),
+        ("lr.x.y=1", "unknown key 'lr.x.y'"),
         ("lr", "override 'lr' is refused; write key.sub=value"),
         ("=3", "override '=3' is refused"),
         ("arch=3", "'arch' is a section; override its keys one by one"),
@@ -272,6 +281,30 @@ def test_wrong_overrides_are_refused_as_the_command_line(root, override, message
     with pytest.raises(ConfigError, match=message) as caught:
         load(Toy, "cfg_toy", [override], root)
     assert "command line" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("archh", "arch.hidden"),  # the section 'arch' itself is no key to write
+        ("limbos", "limit"),
+        ("optimiser.of.the.decoder.lr", "lr"),  # far, but the last part is right
+        ("optimiser.of.the.decoder.tau", "optim.inner.tau"),
+        ("qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", None),
+    ],
+)
+def test_an_unknown_override_names_the_nearest_key_that_holds_a_value(root, key, nearest):
+    write(root, {"wide": "defaults: [cfg_toy]\noptim: {inner: {rho: 1, tau: 1}}\nother: {tau: 1}"})
+    with pytest.raises(ConfigError) as caught:
+        compose("wide", [f"{key}=1"], root)
+    assert str(caught.value) == (
+        f"command line: unknown key '{key}', not written by {root / 'wide.yaml'} or its defaults"
+        + (f"; nearest valid: '{nearest}'" if nearest else "")
+    )
+
+
+def test_an_override_ends_its_key_at_the_first_equals_sign(root):
+    assert compose("cfg_toy", ["name=a=b"], root).values["name"] == "a=b"
 
 
 def test_an_optional_section_can_be_emptied_by_override(root):
@@ -323,6 +356,13 @@ def test_the_wheel_puts_the_configs_where_they_are_looked_for(tmp_path, monkeypa
     (installed / target / "run_base.yaml").write_text("")
     monkeypatch.setattr("etrm.config.compose.__file__", str(installed / "etrm" / "config" / "compose.py"))
     assert shipped_root() == installed / target
+
+
+def test_a_checkout_uses_its_own_config_folder_and_none_further_up(tmp_path, monkeypatch):
+    for place in (tmp_path, tmp_path / "checkout"):
+        write(place / "config", {"run_base": ""})
+    monkeypatch.setattr("etrm.config.compose.__file__", str(tmp_path / "checkout/etrm/config/compose.py"))
+    assert shipped_root() == tmp_path / "checkout/config"
 
 
 def test_without_a_config_folder_the_error_says_where_it_looked(tmp_path, monkeypatch):

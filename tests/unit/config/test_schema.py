@@ -137,6 +137,22 @@ def test_a_number_outside_its_range_is_refused_by_name(section: object, field: s
         replace(section, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value", "limit"),
+    [
+        (OPTIM, "beta1", 1.0, "at most 1, without 1 itself, and at least 0"),
+        (OPTIM, "min_ratio", 1.5, "at most 1 and at least 0"),
+        (OPTIM, "lr", -1e-3, "at least 0"),
+        (BUDGET, "batch_size", 0, "at least 1"),
+        (FreezeConfig(-1, 0.0), "decoder_updates", -2, "at least -1"),
+    ],
+)
+def test_the_refusal_of_a_number_says_its_range(section: object, field: str, value: float, limit: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        replace(section, **{field: value})
+    assert str(caught.value) == f"{type(section).__name__}.{field} is {value}, expected {limit}"
+
+
 @pytest.mark.parametrize(("field", "value"), [("beta1", 0.0), ("cooldown_share", 1.0), ("min_ratio", 1.0)])
 def test_the_ends_of_a_range_are_inside(field: str, value: float) -> None:
     assert getattr(replace(OPTIM, **{field: value}), field) == value

@@ -1,6 +1,7 @@
 """Intervals, sign flips, Holm and decisions: known values, simulated coverage, and the counts that misled the seed."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from scipy import stats
 
 from etrm.errors import EvaluationError
 from etrm.evaluation.statistics import (
+    RESAMPLES,
+    Decision,
     RungResult,
+    SignFlip,
     clopper_pearson,
     decide,
     decide_rungs,
@@ -18,6 +22,7 @@ from etrm.evaluation.statistics import (
     holm,
     intra_task_correlation,
     nominal_chance,
+    null_p,
     rung_result,
     sign_flip_test,
     task_differences,
@@ -115,10 +120,34 @@ def test_sign_flip_sampled_agrees_with_the_exact_sign_test_and_is_seeded() -> No
 
 
 def test_sign_flip_without_any_difference_or_with_bad_input() -> None:
-    assert sign_flip_test(np.zeros(5), 10, 0).p_greater == 1.0
+    assert sign_flip_test(np.zeros(5), 10, 0) == SignFlip(1.0, 1.0, 5, 0, True)
     for bad in (np.array([]), np.array([np.nan]), np.ones((3, 4))):
-        with pytest.raises(EvaluationError, match="one difference a task"):
+        with pytest.raises(EvaluationError) as caught:
             sign_flip_test(bad, 10, 0)
+        assert str(caught.value) == (
+            f"sign_flip_test got shape {bad.shape}, expected (tasks,) of finite numbers, at least one: "
+            "pass one difference a task, averaged over its queries"
+        )
+
+
+def test_sign_flip_of_one_task_and_at_the_end_of_enumeration() -> None:
+    """All of G tasks better: one pattern of 2**G is as good, two are as far from zero."""
+    assert sign_flip_test([0.5, 0.0], 10, 0) == SignFlip(0.5, 1.0, 2, 1, True)
+    assert sign_flip_test([-0.5], 10, 0) == SignFlip(1.0, 1.0, 1, 1, True)
+    assert sign_flip_test(np.ones(14), 10, 0) == SignFlip(2.0**-14, 2.0**-13, 14, 14, True)
+    assert not sign_flip_test(np.ones(15), 10, 0).exact
+    assert sign_flip_test(np.ones(40), 999, 0) == SignFlip(0.001, 0.001, 40, 40, False)  # the observed pattern counts
+
+
+def test_sign_flip_does_not_depend_on_the_unit_or_the_precision_of_the_differences() -> None:
+    """0.1 + 0.2 and 0.3 tie on paper but not in binary, wherever they are scaled and stored."""
+    exact = sign_flip_test([1, 2, -3, 4], 10, 0)
+    assert (exact.p_greater, exact.p_two_sided) == (5 / 16, 10 / 16)
+    tenths = np.array([0.1, 0.2, -0.3, 0.4])
+    for values in (tenths, tenths * 1e-7, tenths * 1e7):
+        assert sign_flip_test(values, 10, 0) == exact
+    narrow = (np.arange(1, 11) / 3 * np.where(np.arange(10) % 4, 1, -1)).astype(np.float32)
+    assert sign_flip_test(narrow, 10, 0) == sign_flip_test(narrow.astype(np.float64), 10, 0)
 
 
 def test_sign_flip_of_the_null_is_level_over_correlated_queries() -> None:
@@ -144,12 +173,22 @@ def test_differences_pair_by_task_id_and_refuse_other_queries() -> None:
     assert task_differences(own, rung_result("fewer", {"a": (0, 2), "b": (0, 1)})) is None
 
 
+def test_a_result_with_more_counts_than_task_ids_loses_none_of_them_silently() -> None:
+    own = rung_result("own", {"a": (2, 2), "b": (0, 2)})
+    broken = replace(own, per_task=(*own.per_task, (1, 2)))
+    for pair in ((own, broken), (broken, own)):
+        with pytest.raises(ValueError, match="longer"):
+            task_differences(*pair)
+
+
 def test_holm_known_values_and_order() -> None:
     assert holm({"c": 0.03, "a": 0.01, "b": 0.04}) == pytest.approx({"c": 0.06, "a": 0.03, "b": 0.06})
     assert holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
     assert holm({}) == {}
-    with pytest.raises(EvaluationError, match="'x'"):
-        holm({"x": float("nan")})
+    assert holm({"x": 0.0, "y": 1.0}) == {"x": 0.0, "y": 1.0}
+    for bad in (float("nan"), -0.1, 1.5):
+        with pytest.raises(EvaluationError, match=f"^holm got p={bad} for 'x', expected 0 <= p <= 1: check"):
+            holm({"y": 0.5, "x": bad})
 
 
 @pytest.mark.parametrize(
@@ -183,9 +222,92 @@ def test_every_null_must_be_beaten() -> None:
         decide(own, 0.02, [])
 
 
-def test_percent_instead_of_fraction_is_refused() -> None:
-    with pytest.raises(EvaluationError, match="not percent"):
-        decide(single(4, 32), 2.0, single(0, 32))
+@pytest.mark.parametrize(
+    ("threshold", "alpha", "correction"),
+    [(2.0, 0.05, 1.0), (1.0, 0.05, 1.0), (1.5, 0.05, 1.0), (-0.1, 0.05, 1.0), (0.02, 0.0, 1.0), (0.02, 1.0, 1.0),
+     (0.02, 1.5, 1.0), (0.02, 5.0, 1.0), (0.02, 0.05, 0.5)],
+)  # fmt: skip
+def test_percent_instead_of_fraction_is_refused(threshold: float, alpha: float, correction: float) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        decision(single(4, 32), threshold, single(0, 32), alpha, correction=correction)
+    assert str(caught.value) == (
+        f"threshold={threshold}, alpha={alpha}, correction={correction}: expected 0 <= threshold < 1, "
+        "0 < alpha < 1, correction >= 1 (fractions, not percent)"
+    )
+
+
+def bounded(low: float, high: float, name: str = "own") -> RungResult:
+    """5 of 8 tasks with an interval set by hand."""
+    return replace(single(5, 8, name), ci95=(low, high))
+
+
+SPANS = "5 of 8 over 8 tasks, 95 % interval [30.00%, 80.00%]"
+
+
+def test_a_decision_says_what_it_rests_on() -> None:
+    """5 of 8 against 0 of 8: five tasks differ, one pattern of 32 is as good, p = 1/32."""
+    own, null, p = bounded(0.3, 0.8), single(0, 8, "null"), 1 / 32
+    beaten = f"{SPANS}, is above 20.00% and beats every null"
+    assert decision(own, 0.2, null) == Decision("above", beaten, p)
+    assert decision(own, 0.9, null) == Decision("below", f"{SPANS}, lies below 90.00%", p)
+    assert decision(own, 0.5, null) == Decision("undecided", f"{SPANS}, contains 50.00%", p)
+    missed = f"{SPANS}, is above 20.00% but does not beat the null 'null' (0 of 8; p = 0.0625 over 5 tasks that differ)"
+    assert decision(own, 0.2, null, correction=2.0) == Decision("undecided", missed, 0.0625)
+    capped = decision(own, 0.2, null, correction=50.0)
+    assert capped == Decision("undecided", missed.replace("0.0625", "1"), 1.0)
+    elsewhere = replace(rung_result("null", {"other": (1, 8)}), ci95=(0.0, 0.35))
+    unpaired = (
+        f"{SPANS}, is above 20.00% but does not beat the null 'null' (1 of 8; its upper bound is 35.00%; "
+        "it was asked other queries, so pairing is impossible)"
+    )
+    assert decision(own, 0.2, elsewhere) == Decision("undecided", unpaired, None)
+    assert decision(own, 0.2, [elsewhere, null]).p_null == p
+    assert decision(own, 0.2, replace(elsewhere, ci95=(0.0, 0.25))) == Decision("above", beaten, None)
+
+
+def test_touching_a_limit_decides_nothing() -> None:
+    own, null = bounded(0.3, 0.8), single(0, 8, "null")
+    assert decision(own, 0.8, null).word == "undecided"
+    assert decision(own, 0.3, null).word == "undecided"
+    assert decision(own, 0.2, null, alpha=1 / 32).word == "undecided"
+    assert decision(own, 0.0, null).word == "above"
+    assert decision(own, 0.2, replace(rung_result("null", {"other": (1, 8)}), ci95=(0.0, 0.3))).word == "undecided"
+
+
+def test_a_sampled_p_value_is_that_of_the_seed_asked_for() -> None:
+    """24 tasks differ, so patterns are drawn; alpha just above the lowest p of 40 seeds tells that seed from others."""
+    own, null = rung_result("own", [(1, 1)] * 17 + [(0, 1)] * 7), rung_result("null", [(0, 1)] * 17 + [(1, 1)] * 7)
+    differences = task_differences(own, null)
+    assert differences is not None
+    p = {seed: sign_flip_test(differences, RESAMPLES, seed).p_greater for seed in range(40)}
+    lowest = min(p, key=p.__getitem__)
+    alpha = p[lowest] + 1e-9
+    assert sum(value <= p[lowest] for value in p.values()) == 1 and p[0] != p[1]
+    assert null_p(own, [null], lowest) == decision(own, 0.02, null, seed=lowest).p_null == p[lowest]
+    assert null_p(own, [null]) == decision(own, 0.02, null).p_null == p[0]
+    assert decide(own, 0.02, null, alpha, lowest) == "above"
+    assert decide(own, 0.02, null, alpha) == "undecided"
+    rungs, nulls = {"a": own}, {"a": [null]}
+    assert decide_rungs(rungs, 0.02, nulls, alpha, lowest) == {"a": decision(own, 0.02, null, alpha, lowest)}
+    assert decide_rungs(rungs, 0.02, nulls) == {"a": decision(own, 0.02, null, seed=0)}
+    twins = decide_rungs({"a": own, "b": own}, 0.02, {"a": [null], "b": [null]}, seed=lowest)
+    assert twins["a"].p_null == twins["b"].p_null == 2 * p[lowest]
+
+
+def test_without_an_own_seed_all_decisions_use_seed_0() -> None:
+    own, null = rung_result("own", [(1, 1)] * 17 + [(0, 1)] * 7), rung_result("null", [(0, 1)] * 17 + [(1, 1)] * 7)
+    first, second = (decision(own, 0.02, null, seed=seed).p_null for seed in (0, 1))
+    assert first is not None and second is not None and first != second
+    words = [decide(own, 0.02, null, (first + second) / 2, *seed) for seed in ((), (0,), (1,))]
+    assert words[0] == words[1] != words[2]
+
+
+def test_a_rung_asked_other_queries_than_its_null_is_decided_without_a_p_value() -> None:
+    own, elsewhere = single(16, 32), rung_result("null", {"other": (0, 400)})
+    assert null_p(own, [elsewhere]) is None
+    told = decide_rungs({"a": own, "b": single(5, 32)}, 0.02, {"a": [elsewhere], "b": [single(0, 32, "null")]})
+    assert told["a"].p_null is None
+    assert told["b"] == decision(single(5, 32), 0.02, single(0, 32, "null"))  # Holm counts one tested rung
 
 
 def test_correction_over_rungs_is_applied() -> None:
@@ -215,7 +337,12 @@ def test_an_encoder_no_better_than_its_null_is_rarely_called_above() -> None:
 def test_intra_task_correlation_at_its_ends_and_between() -> None:
     assert intra_task_correlation([(4, 4), (0, 4), (4, 4), (0, 4)]) == pytest.approx(1.0)
     assert intra_task_correlation([(2, 4)] * 6) == 0.0
-    assert intra_task_correlation([(0, 4)] * 6) == 1.0
+    for unknown in ([(0, 4)] * 6, [(4, 4)] * 6, [(1, 2)], [(1, 1), (0, 1), (0, 1)]):
+        assert intra_task_correlation(unknown) == 1.0
+    # between = 0.75 / 2, within = 1.25 / 5, typical size = (8 - 24 / 8) / 2: 0.125 / (0.375 + 1.5 * 0.25)
+    assert intra_task_correlation([(3, 4), (0, 2), (1, 2)]) == pytest.approx(1 / 6)
+    # two tasks: between = 0.5, within = 0.25, typical size 4: 0.25 / (0.5 + 3 * 0.25)
+    assert intra_task_correlation([(3, 4), (1, 4)]) == pytest.approx(0.2)
     rng = np.random.default_rng(0)
     solved = rng.binomial(4, rng.beta(0.7, 0.7, 4000))
     assert intra_task_correlation([(int(s), 4) for s in solved]) == pytest.approx(1 / 2.4, abs=0.03)
@@ -223,5 +350,6 @@ def test_intra_task_correlation_at_its_ends_and_between() -> None:
 
 def test_nominal_chance_is_the_seeds() -> None:
     assert nominal_chance(400) == 0.0025
+    assert nominal_chance(1) == 1.0
     with pytest.raises(EvaluationError, match="tasks=0"):
         nominal_chance(0)

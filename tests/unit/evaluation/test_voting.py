@@ -1,6 +1,7 @@
 """Votes: the whole augment, predict, invert, vote path; both scoring rules on tiny cases; subsets, fillers, ranks."""
 
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from etrm.data.arc import Pair, Task
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.grids import encode_grid
-from etrm.errors import EvaluationError
+from etrm.errors import EtrmError, EvaluationError
 from etrm.evaluation.statistics import rung_result
 from etrm.evaluation.voting import ALL_RULE, FRACTION_RULE, Vote, VoteResult, padded_batches, shard_queries
 
@@ -171,41 +172,112 @@ def test_a_second_evaluation_needs_a_fresh_vote_and_gives_the_same() -> None:
             reuse()
 
 
+def refusal(call: Callable[[], object]) -> str:
+    """The sentence with which `call` is refused."""
+    with pytest.raises(EtrmError) as caught:
+        call()
+    return str(caught.value)
+
+
 def test_merging_refuses_what_was_counted_twice_and_uses_up_the_other() -> None:
     def one(query: int) -> Vote:
         vote = Vote({("t", 0): RIGHT, ("t", 1): RIGHT})
-        predict(vote, "t", query, IDENTITY, RIGHT)
+        predict(vote, "t", query, FLIPS[3], RIGHT)
         return vote
 
-    with pytest.raises(EvaluationError, match="two ranks"):
-        one(0).merge(one(0))
-    with pytest.raises(EvaluationError, match="different queries"):
-        one(0).merge(Vote({("t", 0): RIGHT}))
+    again = f"query 1 of {FLIPS[3].name('t')} was predicted on two ranks: use shard_queries"
+    assert refusal(lambda: one(1).merge(one(1))) == again
+    assert refusal(lambda: one(0).merge(Vote({("t", 0): RIGHT}))) == (
+        "the Votes to merge expect different queries: build each rank's from the same tasks"
+    )
     vote, other = one(0), one(1)
-    with pytest.raises(EvaluationError, match="itself"):
-        vote.merge(vote)
+    assert refusal(lambda: vote.merge(vote)) == (
+        "a Vote cannot be merged with itself, expected another rank's: check the gather"
+    )
     vote.merge(other)
-    with pytest.raises(EvaluationError, match="fresh"):
-        other.result([1])
+    used_up = "this Vote is merged into another Vote, expected a fresh one: build a new Vote for each evaluation"
+    assert refusal(lambda: other.result([1])) == refusal(lambda: one(0).merge(other)) == used_up
     assert vote.result([1]).pass_at(1, ALL_RULE) == 1.0
+    assert refusal(lambda: vote.merge(one(1))) == used_up.replace("merged into another Vote", "finished by result()")
+
+
+def test_merging_names_the_first_of_several_shared_votes_and_takes_over_neither() -> None:
+    def one() -> Vote:
+        vote = Vote({("t", 0): RIGHT})
+        for augmentation in FLIPS[1:4]:
+            predict(vote, "t", 0, augmentation, RIGHT)
+        return vote
+
+    first = min(augmentation.name("t") for augmentation in FLIPS[1:4])
+    vote, other = one(), one()
+    assert refusal(lambda: vote.merge(other)) == f"query 0 of {first} was predicted on two ranks: use shard_queries"
+    assert vote.result([1]).votes == other.result([1]).votes == (3, 3)
+
+
+def test_merging_adds_up_the_padding_rows_of_all_ranks() -> None:
+    votes = [Vote({("t", 0): RIGHT}) for _ in range(3)]
+    for vote, padding in zip(votes, (2, 3, 4), strict=True):
+        for _ in range(padding):
+            vote.add("t", 0, IDENTITY, np.zeros(9), SIDE, 0.0, False)
+    predict(votes[0], "t", 0, IDENTITY, RIGHT)
+    votes[0].merge(votes[1])
+    votes[0].merge(votes[2])
+    assert votes[0].result([1]).fillers == 9
+
+
+HERE = f"task 't', query 0, augmentation '{IDENTITY.name('t')}'"
+UNKNOWN = "is not among the 1 queries of this evaluation: check sharding"
+SHAPE = "expected (9,) integers in 0..11: pass the argmax over the vocabulary"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task_id": "x"}, "not among"),
-        ({"query_index": 5}, "not among"),
-        ({"predicted_tokens": np.zeros(4, dtype=int)}, "shape"),
-        ({"predicted_tokens": np.zeros(9)}, "integers"),
-        ({"predicted_tokens": np.full(9, 12)}, "0..11"),
-        ({"halt_logit": float("nan")}, "NaN"),
+        ({"task_id": "x"}, f"task 'x', query 0, augmentation 'x' {UNKNOWN}"),
+        ({"query_index": 5}, f"{HERE.replace('0', '5')} {UNKNOWN}"),
+        ({"predicted_tokens": np.zeros(4, int)}, f"{HERE}: predicted tokens have shape (4,), dtype int64; {SHAPE}"),
+        ({"predicted_tokens": np.zeros(9)}, f"{HERE}: predicted tokens have shape (9,), dtype float64; {SHAPE}"),
+        ({"predicted_tokens": np.full(9, 12)}, f"{HERE}: predicted tokens have shape (9,), dtype int64; {SHAPE}"),
+        ({"predicted_tokens": np.full(9, -1)}, f"{HERE}: predicted tokens have shape (9,), dtype int64; {SHAPE}"),
+        ({"halt_logit": float("nan")}, f"{HERE}: halt logit is NaN, expected a number: inspect the checkpoint"),
     ],
-)
+)  # fmt: skip
 def test_bad_predictions_are_refused_by_name(change: dict, message: str) -> None:
     good = {"task_id": "t", "query_index": 0, "augmentation": IDENTITY, "predicted_tokens": encode_grid(RIGHT, SIDE)}
     vote = Vote({("t", 0): RIGHT})
-    with pytest.raises(EvaluationError, match=message):
-        vote.add(**(good | {"side": SIDE, "halt_logit": 0.0, "scored": True} | change))
+    assert refusal(lambda: vote.add(**(good | {"side": SIDE, "halt_logit": 0.0, "scored": True} | change))) == message
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.int64])
+def test_tokens_of_every_integer_type_are_taken(dtype: type) -> None:
+    vote = Vote({("t", 0): RIGHT})
+    vote.add("t", 0, IDENTITY, encode_grid(RIGHT, SIDE).astype(dtype), SIDE, 0.0, True)
+    assert vote.result([1]).rank["t", 0] == 1
+
+
+def test_what_cannot_be_asked_is_refused_with_what_can() -> None:
+    assert refusal(lambda: Vote({})) == (
+        "Vote got no query to evaluate, expected at least one: check the split and its filters"
+    )
+    assert refusal(lambda: Vote({("t", 4): np.full((2, 2), 11)})).startswith("truth of ('t', 4): row 0, column 0 is 11")
+    vote = Vote({("t", 0): RIGHT, ("u", 3): RIGHT})
+    predict(vote, "t", 0, IDENTITY, RIGHT)
+    assert refusal(lambda: predict(vote, "t", 0, IDENTITY, RIGHT)) == (
+        f"{HERE} was predicted twice: mark padding rows scored=False, one Vote an evaluation"
+    )
+    assert refusal(lambda: vote.result([2, 0])) == "pass@k was asked for k in [2, 0], expected at least one k, all >= 1"
+    assert refusal(lambda: vote.result([])) == "pass@k was asked for k in [], expected at least one k, all >= 1"
+    assert refusal(lambda: vote.result([1])) == (
+        "1 of 2 queries were never evaluated, first task 'u' query 3: "
+        "merge every rank and evaluate every batch, the last one included"
+    )
+    predict(vote, "u", 3, IDENTITY, RIGHT)
+    result = vote.result([2, 1])
+    assert {k: scored.k for k, scored in result.by_k.items()} == {2: 2, 1: 1}
+    assert refusal(lambda: result.pass_at(1, "best")) == (
+        "no pass@1 by rule 'best'; computed are k in [1, 2] by 'fraction of a task's tests' and 'all tests': "
+        "ask Vote.result for that k"
+    )
 
 
 def test_missing_and_repeated_queries_are_refused() -> None:
@@ -217,8 +289,6 @@ def test_missing_and_repeated_queries_are_refused() -> None:
         vote.result([1])
     predict(vote, "t", 1, IDENTITY, RIGHT)  # a refused result does not end the vote
     assert vote.result([1]).pass_at(1, ALL_RULE) == 1.0
-    with pytest.raises(EvaluationError, match="no query"):
-        Vote({})
     with pytest.raises(EvaluationError, match="twice"):
         Vote.for_tasks([make_task("t", [RIGHT])] * 2)
 
