@@ -25,7 +25,7 @@ from etrm.errors import CheckpointError
 from etrm.models.archive import UNREADABLE, archive_fault
 from etrm.models.etrm import Carry, Episodes
 from etrm.models.trm import Latents
-from etrm.training.checkpoint_check import refuse_misfits, same_plain
+from etrm.training.checkpoint_check import brief, refuse_misfits, same_plain
 from etrm.training.distributed import ALONE, Ranks, carry_part, carry_to, gather_carry
 from etrm.training.durable import sync, unwritten, write_whole
 from etrm.training.update import TrainState
@@ -273,11 +273,11 @@ def refuse_incomplete(path: Path, payload: dict[str, Any], log: Path | None) -> 
     missing = set(PARTS) - set(payload)
     if not same_plain(payload.get("format"), FORMAT) or missing:
         raise CheckpointError(
-            f"{path} is no resumable checkpoint of format {FORMAT} (it says {payload.get('format')!r:.20}, lacks "
+            f"{path} is no resumable checkpoint of format {FORMAT} (it says {brief(payload.get('format'))}, lacks "
             f"{sorted(missing)}); choose another run name"
         )
     if type(payload["step"]) is not int or path.name != f"step_{payload['step']}":
-        raise CheckpointError(f"{path} holds step {payload['step']!r:.20}; restore its name, or use another step_N")
+        raise CheckpointError(f"{path} holds step {brief(payload['step'])}; restore its name, or use another step_N")
     told = payload["log"]
     if log is None:
         return

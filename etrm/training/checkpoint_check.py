@@ -25,6 +25,11 @@ SHOWN = 3
 Trial = tuple[str, Callable[[], object]]
 
 
+def brief(value: Any) -> str:
+    """A value from a file in a message: one line, short."""
+    return " ".join(repr(value).split())[:20]
+
+
 def refuse_misfits(
     path: Path,
     payload: Mapping[str, Any],
@@ -48,7 +53,7 @@ def _counts(payload: Mapping[str, Any], state: TrainState) -> Iterator[str]:
     for name, most in (("step", state.total_steps), ("episodes_entered", None)):
         value = payload[name]
         if type(value) is not int or value < 0 or (most is not None and value > most):
-            yield f"{name} is {value!r:.20}, expected a count{'' if most is None else f' of at most {most}'}"
+            yield f"{name} is {brief(value)}, expected a count{'' if most is None else f' of at most {most}'}"
 
 
 def _tensors(where: str, saved: object, own: Mapping[str, Tensor]) -> Iterator[str]:
@@ -107,7 +112,7 @@ def _groups(part: str, saved: object, own: list[dict[str, Any]]) -> Iterator[str
             yield f"optimizer {part} has other settings ({', '.join(changed)}); is this another version of torch?"
         rate = theirs.get("lr")
         if type(rate) not in (int, float) or not 0 <= rate < float("inf"):
-            yield f"optimizer {part} has the learning rate {rate!r:.20}"
+            yield f"optimizer {part} has the learning rate {brief(rate)}"
 
 
 def same_plain(mine: object, theirs: object) -> bool:

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from etrm.config.schema import BudgetConfig, RunConfig
 from etrm.errors import CheckpointError, ConfigError, NonFiniteError
-from etrm.training.checkpoint import checkpoint_folder, read_checkpoint, resume, save_checkpoint, steps_in
+from etrm.training.checkpoint import (
+    FORMAT,
+    PARTS,
+    checkpoint_folder,
+    read_checkpoint,
+    refuse_incomplete,
+    resume,
+    save_checkpoint,
+    steps_in,
+)
 from etrm.training.loop import MetricsLog, averaged, evaluation_points, planned_updates
 from etrm.training.update import TrainState, train_batch_encoder
 
@@ -386,3 +395,10 @@ def test_a_run_that_fails_leaves_no_file_open_and_no_checkpoint_of_the_failure(t
     with pytest.raises(NonFiniteError, match="update 3"):
         toy.fit(config, state, tmp_path, at={3: break_it})
     assert steps_in(tmp_path / "steps") == [3]
+
+
+def test_a_step_that_is_no_number_is_refused_in_one_line(tmp_path: Path) -> None:
+    payload = dict.fromkeys(PARTS, None) | {"format": FORMAT, "step": torch.ones(3, 3)}
+    with pytest.raises(CheckpointError) as refused:
+        refuse_incomplete(tmp_path / "step_4", payload, None)
+    assert "\n" not in str(refused.value) and "holds step tensor([[1." in str(refused.value)
