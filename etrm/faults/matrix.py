@@ -217,7 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             result = run_fault(planted, Path(folder))
             if not options.without_baselines:
-                two, five = naive(planted, Path(folder))
+                second = Path(folder, "naive")
+                second.mkdir()
+                two, five = naive(planted, second)
                 result = replace(result, naive_two=two, naive_five=five)
         done[name] = replace(result, key=key)
         with options.rows.open("a") as file:
