@@ -35,7 +35,9 @@ def session(pytester: pytest.Pytester):
 
     def run(source: str, *arguments: str) -> pytest.RunResult:
         path = pytester.makepyfile(source)
-        return pytester.runpytest_inprocess(path, "-p", "no:cacheprovider", *arguments, no_reraise_ctrlc=True)
+        return pytester.runpytest_inprocess(
+            path, "-p", "no:cacheprovider", "-p", "no:randomly", *arguments, no_reraise_ctrlc=True
+        )
 
     return run
 

@@ -51,7 +51,9 @@ def session(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Calla
     pytester.makeconftest((ROOT / "conftest.py").read_text())
     pytester.makefile(".ini", pytest=(ROOT / "pytest.ini").read_text())
     path = pytester.makepyfile(SOURCE)
-    return lambda *arguments: pytester.runpytest_inprocess(path, "-p", "no:cacheprovider", *arguments)
+    return lambda *arguments: pytester.runpytest_inprocess(
+        path, "-p", "no:cacheprovider", "-p", "no:randomly", *arguments
+    )
 
 
 def test_a_full_session_leaves_everything(session: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:

@@ -155,7 +155,7 @@ def elsewhere(pytester):
     pytester.makepyfile(OTHERS_TEST)
 
     def run(*arguments):
-        return pytester.runpytest_inprocess(*extra, "-p", "no:cacheprovider", *arguments)
+        return pytester.runpytest_inprocess(*extra, "-p", "no:cacheprovider", "-p", "no:randomly", *arguments)
 
     return run
 
@@ -210,7 +210,7 @@ def test_the_verdict_fixture_judges_an_encoder_beside_the_test(pytester):
     (inside / "test_mine.py").write_text(THEIR_VERDICT)
     loaded = any(item.value == "etrm.pytest_plugin" for item in entry_points(group="pytest11"))
     extra = () if loaded else ("-p", "etrm.pytest_plugin")
-    result = pytester.runpytest_inprocess(*extra, "-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess(*extra, "-p", "no:cacheprovider", "-p", "no:randomly")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         ["*AssertionError: B (gradient blocked*", "*BundleError: no embedded config*micro, cal-1*"]
@@ -228,7 +228,7 @@ def test_the_documented_example_runs(pytester):
     page = (Path(__file__).parents[3] / "docs" / "use-the-probes.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
     pytester.makepyfile(test_tagger=example)
-    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:randomly").assert_outcomes(passed=3)
     shown = page.split("```text\n")[1].split("```")[0]
     line = int(shown.split("line ")[1].split(",")[0])
     assert example.splitlines()[line - 1].strip() == "states = states.detach()"
