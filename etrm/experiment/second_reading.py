@@ -1,6 +1,6 @@
 """An evaluation written a second time, from the definitions alone, for whoever checks the first.
 
-Nothing of etrm.evaluation is used: the encoder is asked directly, the decoder is unrolled for the bundle's number of
+Nothing of etrm.evaluation is used: the model is asked for its contexts, the decoder is unrolled for the bundle's number of
 ACT steps, losses are float64.
 
 Legend: N queries, S canvas cells, T context tokens, D hidden, V vocabulary.
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from etrm.data.episodes import Batch
 from etrm.data.grids import IGNORE
-from etrm.models.encoders import encode
 from etrm.models.etrm import ETRM, Episodes
 from etrm.models.trm import TRMDecoder
 
@@ -34,16 +33,14 @@ def tensors(batch: Batch) -> Episodes:
 
 
 def direct_contexts(model: ETRM, batch: Batch, size: int) -> Tensor:
-    """What the encoder itself answers in eval mode, (N, T, D) fp32."""
-    modes = {m: m.training for m in model.encoder.modules()}
-    model.encoder.eval()
+    """What the model hands to its decoder in eval mode, (N, T, D) fp32."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
     found = []
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.autocast):
+    with torch.no_grad():
         for start in range(0, len(batch), size):
-            e = tensors(batch.take(np.arange(start, min(start + size, len(batch)))))
-            found.append(
-                encode(model.encoder, model.spec, e.demo_inputs, e.demo_labels, e.demo_mask).context.detach().float()
-            )
+            part = tensors(batch.take(np.arange(start, min(start + size, len(batch)))))
+            found.append(model.context(part).context.detach().float())
     for m, mode in modes.items():
         m.training = mode
     return torch.cat(found)

@@ -229,7 +229,9 @@ updated(
 def lost(id: str, happened: str, change: Callable[[StepLoss], StepLoss], catalogue: int | None = None) -> None:
     """Enter a fault: the loss is another one."""
 
-    @fault(id, "training", happened, verdict="INVALID", check="update_true", stage="first updates", catalogue=catalogue)
+    named = "update_true|paths_agree"  # evaluation takes the same loss, and a second reading takes none of it
+
+    @fault(id, "training", happened, verdict="INVALID", check=named, stage="first updates", catalogue=catalogue)
     def plant(bench: Bench) -> Iterator[None]:
         with everywhere(step_loss, lambda *arguments: change(step_loss(*arguments))):
             yield
