@@ -1,7 +1,7 @@
 """An evaluation written a second time, from the definitions alone, for whoever checks the first.
 
-Nothing of etrm.evaluation is used: the model is asked for its contexts, the decoder is unrolled for the bundle's number of
-ACT steps, losses are float64.
+Nothing of etrm.evaluation is used: the model is asked for its contexts, the decoder is unrolled for the bundle's number
+of ACT steps, losses are float64.
 
 Legend: N queries, S canvas cells, T context tokens, D hidden, V vocabulary.
 """

@@ -77,7 +77,9 @@ def _handed_over(model: ETRM, episodes: Episodes) -> list[str]:
     for m, mode in modes.items():
         m.training = mode
     odd = [word for word, other in changed.items() if other]
-    return [f"only in {odd[0]} the decoder is handed another context than the encoder's answer"] * (len(odd) == 1)
+    if len(odd) != 1:
+        return []
+    return [f"only in {odd[0]} the decoder is handed another context than the encoder's answer"]
 
 
 def _one_decoder(config: RunConfig, bundle: Bundle, model: ETRM, batch: Batch) -> list[str]:
