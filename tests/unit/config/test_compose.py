@@ -289,7 +289,7 @@ def test_wrong_overrides_are_refused_as_the_command_line(root, override, message
         ("archh", "arch.hidden"),  # the section 'arch' itself is no key to write
         ("limbos", "limit"),
         ("optimiser.of.the.decoder.lr", "lr"),  # far, but the last part is right
-        ("optimiser.of.the.decoder.tau", "optim.inner.tau"),
+        ("zzzzzzzzzzzzzzzz.tau", "optim.inner.tau"),
         ("qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", None),
     ],
 )

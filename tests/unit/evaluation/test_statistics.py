@@ -292,6 +292,11 @@ def test_a_sampled_p_value_is_that_of_the_seed_asked_for() -> None:
     assert decide_rungs(rungs, 0.02, nulls) == {"a": decision(own, 0.02, null, seed=0)}
     twins = decide_rungs({"a": own, "b": own}, 0.02, {"a": [null], "b": [null]}, seed=lowest)
     assert twins["a"].p_null == twins["b"].p_null == 2 * p[lowest]
+    assert (
+        p[lowest] < 1 / 32 < p[0]
+    )  # so that Holm puts it before a rung with p = 1/32 by this seed, behind it by seed 0
+    beside = decide_rungs({**rungs, "b": single(5, 32)}, 0.02, {**nulls, "b": [single(0, 32, "null")]}, seed=lowest)
+    assert beside["a"].p_null == 2 * p[lowest]
 
 
 def test_without_an_own_seed_all_decisions_use_seed_0() -> None:
