@@ -79,6 +79,7 @@ class RunRecord:
     minutes: dict[str, float] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)  # how the decoder differed at an evaluation
     lost: list[str] = field(default_factory=list)  # samples and tokens without gradient at an evaluation
+    slopes: list[str] = field(default_factory=list)  # evaluations at which the loss did not follow its gradient
     moved: list[str] = field(default_factory=list)  # steps before which something else had moved the weights
     steps_taken: int = 0  # optimiser steps, counted at the optimiser itself
     steps_wrong: list[str] = field(default_factory=list)  # steps and late updates that are not the config's
@@ -159,7 +160,8 @@ class FrozenDecoderRun:
         oracles = (None, None) if self.length == "short" else measure_oracles(arm, bundle, config)
         self._lap("oracles")
         optimisers = [o for o, _ in state.optimizers.values()]
-        lost, jumps = self.record.lost, self.record.moved
+        lost, jumps = list(self.record.lost), self.record.moved
+        lost += self.record.slopes if len(self.record.slopes) > 1 else []  # one point may stand at a cliff
         taken, planned = self.record.steps_taken, budget.planned_updates
         wrong, drawn = self.record.steps_wrong, self.record.draws_wrong
         points = [int(row["step"]) for row in self.record.curve]
@@ -219,8 +221,8 @@ class FrozenDecoderRun:
             self.record.curve.append(row)
             moved = frozen.check(head.decoder, [o for o, _ in state.optimizers.values()], modes=False)
             self.record.frozen += [f"update {step}: {d}" for d in moved]
-            late = [*lost_later(config, head, arm.source, step), *slope_later(config, head, arm.source, step)]
-            self.record.lost += [f"update {step}: {d}" for d in late]
+            self.record.lost += [f"update {step}: {d}" for d in lost_later(config, head, arm.source, step)]
+            self.record.slopes += [f"update {step}: {d}" for d in slope_later(config, head, arm.source, step)]
             if step + REHEARSED <= total and not self.record.steps_wrong:
                 with ExitStack() as stack:
                     for watch in watches:

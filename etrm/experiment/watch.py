@@ -214,22 +214,32 @@ def lost_later(config: RunConfig, head: LossHead, source: Source, step: int) -> 
 
 
 SLOPE = (0.8, 1.25)  # of the loss's own slope; healthy runs lie within 0.997 and 1.001
-SHARE = 0.02  # of the loss, by which it is moved to see its slope
-NEARLY_NOTHING = 0.02  # nats a token; of a loss that small fp32 shows no slope, and little is left to learn
+SHARES = (0.02, 0.2, 0.002)  # of the loss, by which it is moved to see its slope
+FINEST = 3e-6  # length of a move in lengths of the weights; below it their own rounding is moved
+NEARLY_NOTHING = 0.02  # nats a token; of so small a loss fp32 shows no slope, and little is left to learn
 
 
 def slope_later(config: RunConfig, head: LossHead, source: Source, step: int) -> list[str]:
     """Does the loss fall along its gradient as fast as the gradient says, at this point of a run?
 
-    One finite difference along the whole gradient: turned round or scaled it shows, whatever turned it. Weights,
-    buffers, gradients and random state are left as they were.
+    One finite difference along the whole gradient: turned round or scaled it shows, whatever turned it. Two batches
+    must agree. Weights, buffers, gradients and random state are left as they were.
     """
+    found = [_slope(config, head, source, step, batch) for batch in range(2)]
+    wrong = [r for r in found if r is not None and not SLOPE[0] <= r <= SLOPE[1]]
+    if len(wrong) < len(found):
+        return []
+    return [f"the loss changes along its gradient {wrong[0]:.2g} times as fast as the gradient says"]
+
+
+def _slope(config: RunConfig, head: LossHead, source: Source, step: int, batch: int) -> float | None:
+    """Slope of the loss along its gradient in units of what the gradient says; None where fp32 cannot show it."""
     encoder = head.model.encoder
     assert isinstance(encoder, torch.nn.Module)
     weights = [p for p in encoder.parameters() if p.requires_grad]
     kept, held = [p.detach().clone() for p in weights], copy.deepcopy(encoder.state_dict())
     random_state = torch.get_rng_state()
-    new = Episodes.of(source.sample(SAMPLES, np.random.default_rng([79, step])), torch.device("cpu"))
+    new = Episodes.of(source.sample(SAMPLES, np.random.default_rng([79, step, batch])), torch.device("cpu"))
 
     def loss() -> torch.Tensor:
         torch.set_rng_state(random_state)
@@ -239,24 +249,28 @@ def slope_later(config: RunConfig, head: LossHead, source: Source, step: int) ->
     def moved(by: float) -> float:
         encoder.load_state_dict(held)
         with torch.no_grad(), tape.replaying():  # what is declared as cut is held where it was
-            for p, old, g in zip(weights, kept, found, strict=True):
+            for p, old, g in zip(weights, kept, gradient, strict=True):
                 p.copy_(old + by * g)
             return float(loss())
 
     tape = Tape()
     with tape.recording():
         base = loss()
-    found = [
+    gradient = [
         torch.zeros_like(p) if g is None else g
         for p, g in zip(weights, torch.autograd.grad(base, weights, allow_unused=True), strict=True)
     ]
-    square = sum(float(g.double().square().sum()) for g in found)
-    ratios = []
-    for share in (SHARE, SHARE / 10):  # curvature bends the first, rounding the second
-        by = share * float(base.detach()) / max(square, 1e-30)
-        ratios.append((moved(by) - moved(-by)) / (2 * by * square) if square else 0.0)
+    square = sum(float(g.double().square().sum()) for g in gradient)
+    size = sum(float(p.detach().double().square().sum()) for p in weights)
+    value = float(base.detach())
+    ratio = None
+    for share in SHARES:  # curvature bends the long ones, rounding the short ones
+        by = share * value / max(square, 1e-30)
+        if value < NEARLY_NOTHING or not square or by * square**0.5 < FINEST * size**0.5:
+            continue
+        ratio = (moved(by) - moved(-by)) / (2 * by * square)
+        if SLOPE[0] <= ratio <= SLOPE[1]:
+            break
     encoder.load_state_dict(held)
     torch.set_rng_state(random_state)
-    if float(base.detach()) < NEARLY_NOTHING or any(SLOPE[0] <= r <= SLOPE[1] for r in ratios):
-        return []
-    return [f"the loss changes along its gradient {ratios[-1]:.2g} times as fast as the gradient says"]
+    return ratio
