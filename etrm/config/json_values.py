@@ -33,7 +33,7 @@ def read_text(path: Path, error: type[EtrmError], remedy: str) -> str:
         raise error(f"{path} cannot be read, it is not UTF-8 text (byte {problem.start}); {remedy}") from problem
 
 
-def parse_json(text: str, where: str, error: type[EtrmError], remedy: str, finite: bool = True) -> Any:
+def parse_json(text: str, where: str, error: type[EtrmError], remedy: str, finite: bool) -> Any:
     """The document in `text`; `where` names it. `finite` refuses NaN and infinities, also those by way of 1e999."""
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:

@@ -99,7 +99,7 @@ def _decide_outcome(evidence: Evidence) -> _Decision:
     between = [read_rung(evidence, r.name).says for r in evidence.rungs if r.name not in (seen.name, headline.name)]
     told = (*between, *_known(evidence), oracle_text(evidence))
     plateaued = evidence.loss is not None and evidence.loss.plateaued is True
-    power = "controls" if headline.word == "missing" or headline.beats_every_null is None else "power"
+    power = "controls" if headline.beats_every_null is None else "power"
     if word == "ignored":
         if headline.word == "below":
             return "C", 3, (f"context ignored: {loss_says}", headline.says, seen.says, *told), _c_steps(evidence)

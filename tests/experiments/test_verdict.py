@@ -264,6 +264,69 @@ def test_confidence_grows_with_seeds_and_distance() -> None:
     assert judge(with_loss(healthy(), p_decrease=0.4)).confidence == "none"
 
 
+def test_confidence_of_each_scenario() -> None:
+    assert [judge(demo_evidence(name)).confidence for name in ("INVALID", "UNDECIDED")] == ["high", "none"]
+    assert judge(with_gradient(healthy(), "blocked")).confidence == "high"
+    assert judge(with_gradient(healthy(), "vanishing")).confidence == "moderate"
+    at_twice, beyond = (with_headline(healthy(), 307, (low, 0.67)) for low in (0.04, 0.05))  # the useful rate is 0.02
+    assert [judge(e).confidence for e in (at_twice, beyond)] == ["moderate", "high"]
+    never = with_headline(healthy(), 1, (0.0, 0.008))
+    assert judge(never).scenario == "C"
+    blind = replace(never, oracle_demos=FAILED_ORACLE)
+    assert [judge(e).confidence for e in (never, blind)] == ["high", "moderate"]
+    assert [judge(replace(e, seeds=1)).confidence for e in (never, blind)] == ["moderate", "low"]
+
+
+def test_what_is_invalid_comes_first_then_what_fails_then_what_is_open() -> None:
+    odd = {"structure": False, "enough_tasks": False, "golden_logits": None, "disjoint": None}
+    checks = tuple(replace(c, ok=odd.get(c.name, True), detail=f"<{c.name}>") for c in healthy().validity)
+    verdict = judge(replace(healthy(), validity=checks))
+    order = [c.name for c in checks]
+    open_ = sorted(("golden_logits", "disjoint"), key=order.index)
+    assert verdict.scenario == "INVALID" and "<structure>" in verdict.reasons[0]
+    assert "<enough_tasks>" in verdict.reasons[1] and verdict.reasons[1].startswith("does not hold")
+    assert verdict.reasons[2:] == (f"also not evaluated: {', '.join(open_)}",)
+
+
+def test_what_is_in_the_way_of_an_outcome_is_the_first_next_step() -> None:
+    verdict = judge(failing(healthy(), "enough_tasks", False, "4 tasks"))
+    first, *rest = verdict.next_steps
+    rule = CHECK_RULES["enough_tasks"]
+    assert (first.why, first.command, first.hypothesis) == ("enough_tasks: 4 tasks", rule.remedy, rule.hypothesis)
+    assert tuple(rest) == NEXT_STEPS["UNDECIDED.validity"]
+
+
+def test_a_gradient_broken_at_no_one_place_is_told_without_one() -> None:
+    broken = replace(healthy(), gradient=GradientEvidence("vanishing", "", "planted"))
+    assert judge(broken).reasons == ("the encoder's gradient is vanishing: planted",)
+
+
+def test_next_steps_tell_missing_controls_from_missing_power() -> None:
+    wide = with_headline(healthy(), *WIDE)
+    beaten = demo_rung("unseen_composition", 307, (0.52, 0.67)).nulls
+    untested = {**beaten, "mismatched": replace(beaten["mismatched"], p=None)}
+    assert judge(wide).next_steps == NEXT_STEPS["UNDECIDED.power"]
+    for open_ in (with_headline(healthy(), *WIDE, nulls=untested), without_rung(healthy(), "unseen_composition")):
+        assert judge(open_).next_steps == NEXT_STEPS["UNDECIDED.controls"]
+    assert judge(without_rung(healthy(), "unseen_composition")).reasons[0] == "unseen_composition was not evaluated"
+
+
+def test_rungs_between_the_seen_and_the_headline_are_told_once() -> None:
+    told = [reason.split(":")[0] for reason in judge(with_headline(healthy("arc"), *LOW)).reasons]
+    assert [told.count(name) for name in ("seen_task", "unseen_augmentation")] == [1, 1]
+    assert told.count("it trains and fits, but does not transfer") == 1 and "unseen_task" not in told
+
+
+def test_an_underfit_run_says_whether_its_loss_still_falls() -> None:
+    unfit = with_rung(healthy(), "seen_task", *LOW)
+    assert judge(unfit).reasons[0].endswith("; the loss has stopped falling")
+    assert (
+        judge(with_loss(unfit, plateaued=False))
+        .reasons[0]
+        .endswith("; the loss was still falling, or its plateau was not shown, when the budget ended")
+    )
+
+
 @pytest.mark.parametrize(
     ("scenarios", "failed", "code"),
     [

@@ -209,6 +209,84 @@ def test_a_missing_file_names_the_nearest_and_who_asked(root):
         compose("x", root=root)
 
 
+def test_a_section_of_a_missing_file_names_who_asked_for_it(root):
+    write(root, {"x": "defaults: [arch: arch/smal]"})
+    with pytest.raises(ConfigError) as caught:
+        compose("x", root=root)
+    assert str(caught.value) == (
+        f"no config 'arch/smal' under {root} (asked for by {root / 'x.yaml'}); give a path without .yaml; "
+        "nearest valid: 'arch/small'. There are: arch/small, base, cfg_toy, x"
+    )
+
+
+def test_a_file_above_the_root_is_refused_though_it_exists(root):
+    write(root, {"inside/one": "value: 1", "outside": "value: 2"})
+    with pytest.raises(ConfigError, match=r"no config '\.\./outside'.* There are: one$"):
+        compose("../outside", root=root / "inside")
+    (root / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"There are: none$"):
+        compose("one", root=root / "empty")
+
+
+@dataclass(frozen=True)
+class Ranged:
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.low < 0:
+            raise ConfigError(f"Ranged.low is {self.low}, expected 0 or more")
+        if self.low > self.high:
+            raise ConfigError("Ranged: low lies above high")
+
+
+@dataclass(frozen=True)
+class Outer:
+    span: Ranged
+
+
+def test_a_value_out_of_range_is_refused_with_the_file_that_wrote_it(root):
+    """A rule over several fields names no field; it is shown with the file of the section."""
+    write(root, {"inner": "low: 1\nhigh: 2", "top": "defaults: [span: inner]\nspan: {low: -5}"})
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, "top", root=root)
+    assert str(caught.value) == f"{root / 'top.yaml'}: Ranged.low is -5, expected 0 or more; correct it there"
+    with pytest.raises(ConfigError, match=r"^command line: Ranged\.low is -6, expected"):
+        load(Outer, "top", ["span.low=-6"], root)
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, "top", ["span.low=3"], root)
+    assert str(caught.value) == f"{root / 'top.yaml'}: Ranged: low lies above high; correct it there"
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ("{a: ", "}")])
+def test_files_nest_32_deep_and_no_deeper(tmp_path, open_, close):
+    for levels in (31, 32):
+        write(tmp_path, {f"deep{levels}": f"a: {open_ * levels}1{close * levels}"})
+    compose("deep31", root=tmp_path)  # with the file's own level, 32
+    with pytest.raises(ConfigError, match=r"deep32\.yaml, line 1: nested deeper than 32 levels; flatten it$"):
+        compose("deep32", root=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["-010", "+010", "9" * 40, "-" + "9" * 60])
+def test_digits_that_are_no_number_of_ours_stay_text(tmp_path, text):
+    write(tmp_path, {"one": f"value: {text}"})
+    assert compose("one", root=tmp_path).values["value"] == text
+
+
+def test_integers_of_39_digits_are_exact(tmp_path):
+    write(tmp_path, {"one": f"value: {'9' * 39}"})
+    assert compose("one", root=tmp_path).values["value"] == 10**39 - 1
+
+
+def test_what_the_yaml_reader_says_is_one_line_with_the_place(tmp_path):
+    write(tmp_path, {"bad": "a: [1,\nb: 2"})
+    with pytest.raises(ConfigError) as caught:
+        compose("bad", root=tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'bad.yaml'}: not valid YAML (while parsing a flow sequence in ")
+    assert "line 1, column 4: " in message and "\n" not in message and message.endswith("); correct it there")
+
+
 def test_an_absolute_path_is_refused(root):
     with pytest.raises(ConfigError, match="no config"):
         compose(str(root / "cfg_toy"), root=root)
@@ -238,7 +316,11 @@ def test_an_absolute_path_is_refused(root):
         ("arch/small", ARCH.replace("[1, 2]", "[1, x]"), r"small\.yaml: 'arch\.sizes\[1\]' is str 'x', expected int"),
         ("arch/small", ARCH.replace("[1, 2]", "1"), r"'arch\.sizes' is int 1, expected a list"),
         ("base", BASE.replace("[2, 1e5]", "[2]"), r"'span' is a list of 1, expected a list of exactly 2"),
-        ("arch/small", ARCH.replace("small", "smal"), "'arch.kind' is str 'smal', expected one of 'small', 'large', 3"),
+        (
+            "arch/small",
+            ARCH.replace("small", "smal"),
+            "expected one of 'small', 'large', 3; nearest valid: 'small'; correct it there$",
+        ),
         ("arch/small", ARCH.replace("small", "3"), None),
         ("arch/small", ARCH.replace("small", "3.0"), "'arch.kind' is float 3.0, expected one of"),
     ],

@@ -16,6 +16,7 @@ from etrm.evaluation.statistics import (
     RungResult,
     SignFlip,
     clopper_pearson,
+    cluster_interval,
     decide,
     decide_rungs,
     decision,
@@ -25,6 +26,7 @@ from etrm.evaluation.statistics import (
     null_p,
     rung_result,
     sign_flip_test,
+    small_sample_factor,
     task_differences,
 )
 
@@ -54,6 +56,58 @@ def test_one_query_a_task_gets_the_exact_interval(k: int, n: int, low: float, hi
 def test_nothing_or_everything_solved_does_not_collapse_the_interval(tasks: int) -> None:
     assert rung_result("none", [(0, 4)] * tasks).ci95 == pytest.approx(clopper_pearson(0, tasks))
     assert rung_result("all", [(4, 4)] * tasks).ci95 == pytest.approx(clopper_pearson(tasks, tasks))
+
+
+def test_exact_interval_of_one_success_and_of_counts_that_cannot_be() -> None:
+    """The lower bound p of 1 of n solves 1 - (1 - p)**n = 0.025."""
+    assert clopper_pearson(1, 4)[0] == pytest.approx(1 - 0.975 ** (1 / 4))
+    assert clopper_pearson(0.5, 4)[0] > 0
+    for k, n in ((0, 0), (1, 0), (-1, 4), (5, 4), (0, -1)):
+        with pytest.raises(EvaluationError) as caught:
+            clopper_pearson(k, n)
+        assert str(caught.value) == (
+            f"clopper_pearson got k={k}, n={n}; expected 0 <= k <= n and n > 0: check the counts"
+        )
+
+
+def test_small_sample_factor_by_the_table_of_t() -> None:
+    """Quantiles 97.5 % of t as printed: 2.131 at 15 degrees of freedom, 3.182 at 3, 2.069 at 23, 2.571 at 5."""
+    factors = small_sample_factor(np.array([16, 24]), np.array([4, 6]))
+    assert factors == pytest.approx([(2.131 / 3.182) ** 2, (2.069 / 2.571) ** 2], abs=5e-4)
+
+
+def test_interval_of_six_tasks_worked_out_by_hand() -> None:
+    """9 of 24: residuals 1.5, -0.5, 0.5, -1.5, 1.5, -1.5, their squares sum to 9.5; variance 6/5 * 9.5 / 24**2."""
+    size = 0.375 * 0.625 / (6 / 5 * 9.5 / 24**2) * (stats.t.ppf(0.975, 23) / stats.t.ppf(0.975, 5)) ** 2
+    assert 6 < size < 24
+    k = 0.375 * size
+    expected = stats.beta.ppf(0.025, k, size - k + 1), stats.beta.ppf(0.975, k + 1, size - k)
+    pairs = [(solved, 4) for solved in (3, 1, 2, 0, 3, 0)]
+    assert cluster_interval(pairs, 0, 2000) == pytest.approx(expected)
+
+
+def test_the_bootstrap_widens_the_interval_where_it_is_the_widest() -> None:
+    """One draw of 27 takes the only solved task three times, more than the 2.5 % of the upper tail: the bound is 1."""
+    assert cluster_interval([(0, 2), (0, 1), (1, 1)], 0, 20_000)[1] == 1.0
+    assert cluster_interval([(2, 2), (1, 1), (0, 1)], 0, 20_000)[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    "pairs", [[(1, 4)] + [(0, 4)] * 31, [(2, 4), (0, 4), (1, 4)], [(1, 1), (2, 5), (0, 3), (1, 9)]]
+)
+def test_interval_of_failures_mirrors_that_of_successes(pairs: list[tuple[int, int]]) -> None:
+    low, high = cluster_interval(pairs, 0, 4000)
+    mirrored = cluster_interval([(asked - solved, asked) for solved, asked in pairs], 0, 4000)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=0.01)
+    assert (mirrored[0] == pytest.approx(1 - high)) or pairs[0] != (1, 4)
+
+
+def test_a_result_names_how_its_interval_was_computed_and_is_seeded() -> None:
+    assert single(1, 3).method == "exact binomial (one query a task)"
+    pairs = [(0, 2), (0, 1), (1, 1), (3, 9)]
+    results = [rung_result("any", pairs, *seed, resamples=50) for seed in ((), (0,), (1,))]
+    assert results[0].method == "resampled by task, with exact bounds"
+    assert results[0] == results[1] != results[2]
 
 
 def test_one_solved_query_does_not_narrow_the_interval_below_none_solved() -> None:
@@ -94,10 +148,19 @@ def test_coverage_where_few_tasks_are_wholly_solved_and_the_rest_never() -> None
     assert covered / 300 >= 0.93
 
 
-@pytest.mark.parametrize("pairs", [[], [(2, 1)], [(-1, 2)], [(0, 0)], {"a": (1, 1), "b": (3, 2)}])
-def test_impossible_counts_are_refused(pairs) -> None:
-    with pytest.raises(EvaluationError, match="rung 'bad'"):
-        rung_result("bad", pairs)
+@pytest.mark.parametrize(("solved", "asked"), [(2, 1), (-1, 2), (0, 0), (3, 2), (1, 2.5), (0.5, 2), (0, -1)])
+def test_impossible_counts_are_refused(solved: float, asked: float) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        rung_result("bad", {"a": (1, 1), "b": (solved, asked)})  # type: ignore[dict-item]
+    assert str(caught.value) == (
+        f"rung 'bad', task 'b': {solved} solved of {asked} asked, expected whole numbers with 0 <= solved <= asked and "
+        "asked >= 1: count each evaluated query once"
+    )
+
+
+def test_a_rung_without_tasks_is_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"^rung 'bad' has no task, expected at least one: check the split"):
+        rung_result("bad", [])
 
 
 def test_sign_flip_matches_its_definition_by_brute_force() -> None:
