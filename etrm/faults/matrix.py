@@ -8,6 +8,7 @@ and the published plan's five assertions taken literally.
 import argparse
 import inspect
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -188,6 +189,16 @@ def markdown(results: Iterable[Result], bank: dict[str, Fault]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _share_out(names: list[str], options: argparse.Namespace) -> None:
+    """Run the faults in several processes that append to one file of rows; what one leaves, the caller runs itself."""
+    common = [sys.executable, "-m", "etrm.faults.matrix", "--rows", str(options.rows), "--threads", str(options.threads)]
+    common += ["--without-baselines"] if options.without_baselines else []
+    shares = (names[i :: options.processes] for i in range(options.processes))
+    workers = [subprocess.Popen([*common, "--only", *share]) for share in shares if share]
+    for worker in workers:
+        worker.wait()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing and write the matrix; exit 1 if a fault got another verdict or check than its own."""
     parser = argparse.ArgumentParser(prog="python -m etrm.faults.matrix", description=__doc__)
@@ -195,21 +206,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     parser.add_argument("--rows", type=Path, default=Path("runs/faults/rows.jsonl"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="share the faults among so many, then assemble")
     parser.add_argument("--without-baselines", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     bank = load_bank()
-    if unknown := sorted(set(options.only or ()) - set(bank)):
+    if unknown := sorted(set(options.only or ()) - {"healthy", *bank}):
         parser.error(f"no fault named {', '.join(unknown)}; there are {', '.join(bank)}")
     key = sources_hash()
     options.rows.parent.mkdir(parents=True, exist_ok=True)
+    if options.processes > 1:
+        _share_out(["healthy", *bank] if options.only is None else options.only, options)
     lines = options.rows.read_text().splitlines() if options.rows.exists() else []
     done: dict[str, Result] = {}
     for line in lines:
         row: dict[str, Any] = json.loads(line)
         if row["key"] == key:
             done[row["fault"]] = Result(**{**row, "named": tuple(row["named"])})
-    wanted: list[Fault | None] = [bank[i] for i in options.only] if options.only else [None, *bank.values()]
+    wanted = [bank.get(i) for i in options.only or ("healthy", *bank)]
     for planted in wanted:
         name = planted.id if planted else "healthy"
         if name in done:
