@@ -191,7 +191,15 @@ def markdown(results: Iterable[Result], bank: dict[str, Fault]) -> str:
 
 def _share_out(names: list[str], options: argparse.Namespace) -> None:
     """Run the faults in several processes that append to one file of rows; what one leaves, the caller runs itself."""
-    common = [sys.executable, "-m", "etrm.faults.matrix", "--rows", str(options.rows), "--threads", str(options.threads)]
+    common = [
+        sys.executable,
+        "-m",
+        "etrm.faults.matrix",
+        "--rows",
+        str(options.rows),
+        "--threads",
+        str(options.threads),
+    ]
     common += ["--without-baselines"] if options.without_baselines else []
     shares = (names[i :: options.processes] for i in range(options.processes))
     workers = [subprocess.Popen([*common, "--only", *share]) for share in shares if share]
