@@ -16,6 +16,7 @@ COMMANDS = {
     "report": ("etrm.experiment.report.command", "write a run's report.html, or compare runs"),
     "inspect": ("etrm.cli.inspect", "what is this checkpoint, bundle or file?"),
     "rerun": ("etrm.experiment.rerun", "check a run's manifest, and repeat the run byte by byte"),
+    "bundle": ("etrm.cli.bundle", "make a bundle of an official checkpoint, once"),
     "bundles": ("etrm.cli.bundles", "list the embedded decoders"),
     "tasks": ("etrm.cli.tasks", "show an ARC task as colours"),
 }
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   etrm report compare runs/a runs/b     # two runs side by side
   etrm inspect checkpoint/step_1000     # what is in this file?
   etrm rerun RUN/manifest.json          # the same numbers again?
+  etrm bundle CHECKPOINT bundles/official
   etrm bundles --json                   # the embedded decoders, for a script
   etrm tasks show 007bbfb7              # an ARC task
 

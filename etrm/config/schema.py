@@ -183,6 +183,7 @@ class TableConfig(Checked):
     """
 
     optimizer: Literal["adamw", "sign_sgd"]
+    width: int  # numbers of a row; 0: the whole context, context_tokens x hidden_size
     lr_ratio: float
     weight_decay: float
     noise: float

@@ -123,16 +123,22 @@ class TableTRM(nn.Module):
 
     In training each sample's row is moved by Gaussian noise of u x `noise` x the table's deviation, u uniform in
     (0, 1): the decoder then answers around its rows as well as on them, which is where an encoder's contexts lie.
+    `width`: numbers of a row, 0 for the whole context; a narrower one leaves the last tokens zero, as TRM's own do.
     """
 
     def __init__(
-        self, decoder: TRMDecoder, rows: int, noise: float = 0.0, generator: torch.Generator | None = None
+        self,
+        decoder: TRMDecoder,
+        rows: int,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+        width: int = 0,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self.noise, self.generator = noise, generator
         structure = decoder.structure
-        self.puzzle_emb = PuzzleTable(rows, structure.context_tokens * structure.hidden_size)
+        self.puzzle_emb = PuzzleTable(rows, width or structure.context_tokens * structure.hidden_size)
 
     def context(self, episodes: Episodes) -> Encoded:
         """The table's rows as context (B, T, D); DataError for an episode whose task has no row."""

@@ -157,10 +157,11 @@ def load_official(path: Path | str, rows: Mapping[str, int] | None = None) -> Bu
     return Bundle(str(path), sha, file.structure, provenance, decoder, table, mean, std)
 
 
-def write_bundle_once(path: Path | str, folder: Path) -> Bundle:
-    """Make a bundle folder (28 MB) of an official checkpoint, or load the one that was made of it before.
+def write_bundle_once(path: Path | str, folder: Path, rows: Mapping[str, int] | None = None) -> Bundle:
+    """Make a bundle folder (28 MB, or with all of the table's `rows` 1.8 GB) of an official checkpoint, or load the one
+    that was made of it before.
 
-    Raises BundleError if `folder` holds something else: nothing is written over.
+    Raises BundleError if `folder` holds something else, also other rows: nothing is written over.
     """
     if (folder / "manifest.json").is_file():
         bundle = load_bundle(str(folder))
@@ -169,16 +170,22 @@ def write_bundle_once(path: Path | str, folder: Path) -> Bundle:
             raise BundleError(
                 f"{folder} holds another bundle ({bundle.provenance.recipe}); give a folder that is not there"
             )
+        held = bundle.provenance.row_names
+        if rows is not None and held != tuple(rows):
+            raise BundleError(
+                f"{folder} holds {len(held)} table rows ({held[0]}, …), not the {len(rows)} asked for "
+                f"({next(iter(rows), 'none')}, …); give a folder that is not there"
+            )
         return bundle
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} is there and is no bundle; give a folder that is not there")
-    official = load_official(path)
+    official = load_official(path, rows)
     s = official.structure
     golden = torch.randint(2, s.vocab_size, (1, s.seq_len), generator=torch.Generator().manual_seed(0))
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        rows = torch.zeros(1, dtype=torch.int64)
-        save_bundle(partial, official.decoder, official.table, official.provenance, golden, rows)
+        first = torch.zeros(1, dtype=torch.int64)
+        save_bundle(partial, official.decoder, official.table, official.provenance, golden, first)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,7 +6,9 @@ held-out test queries of the tasks whose demonstrations it was trained on (ARC).
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,21 @@ import numpy as np
 import torch
 
 from etrm.config.schema import ArchConfig, PretrainConfig
+from etrm.data.arc_agi import ARC_AGI
 from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
+from etrm.data.arc_table import table_source
 from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
 from etrm.data.families import benchmark
-from etrm.data.grids import VOCAB
+from etrm.data.grids import MAX_SIDE, VOCAB
 from etrm.errors import ConfigError
 from etrm.models.bundle import Provenance, save_bundle
 from etrm.models.etrm import Episodes, TableTRM, decode
 from etrm.models.trm import Structure, TRMDecoder
 from etrm.training.checkpoint import checkpoint_folder
+from etrm.training.distributed import start, told_ranks
 from etrm.training.durable import alone_in
 from etrm.training.loop import Report, evaluation_points, fit, pretrain_state
-from etrm.training.run import choose_device
+from etrm.training.run import check_ranks, choose_device
 from etrm.training.update import LossHead, TrainState
 
 GOLDEN = 4
@@ -60,6 +65,15 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         side = arc_benchmark(data.benchmark).side
         source = ArcSource(tasks, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
         return PretrainingTask(source, names, source.encode(source.queries()))
+    if data.benchmark in ARC_AGI:
+        if data.max_demos != 1 or data.leave_one_out:
+            raise ConfigError(
+                "TRM's protocol shows no demonstrations: set data.max_demos=1 and data.leave_one_out=false"
+            )
+        rows_source = table_source(
+            data.benchmark, data.train_tasks, data.augmentations, data.colour_augmentation, MAX_SIDE, config.system.seed
+        )
+        return PretrainingTask(rows_source, rows_source.row_names, rows_source.held_out())
     if data.augmentations != 1 or data.colour_augmentation or data.leave_one_out:
         raise ConfigError(
             "procedural rules have no augmentation: data.augmentations=1, colour_augmentation and leave_one_out false"
@@ -132,27 +146,38 @@ def pretrain(
     stop_after: int | None = None,
 ) -> TrainState:
     """Train (or go on training) a decoder and write its bundle to `out` when the budget is spent; returns the final
-    state.
+    state. Under torchrun every rank calls it, they share the batch, and rank 0 writes and says.
     """
+    _, size, local = told_ranks(os.environ)
+    check_ranks(config.budget, size)
+    if size > 1 and config.table.noise > 0:
+        raise ConfigError(f"table.noise is {config.table.noise}, which {size} ranks would draw alike; set it to 0")
+    device = choose_device(config.system.device, local)
+    ranks = start(device)
+    say = say if ranks.main else lambda text: None
     task = pretraining_task(config)
-    device = choose_device(config.system.device)
     torch.manual_seed(config.system.seed)
     structure = make_structure(config.arch, task.source.side)
-    table = TableTRM(TRMDecoder(structure), len(task.row_names), config.table.noise)
+    table = TableTRM(TRMDecoder(structure), len(task.row_names), config.table.noise, width=config.table.width)
     model = LossHead(table, config.loss).to(device)
     state = pretrain_state(config, model, len(task.source.task_ids))
     table.generator = state.generator  # the one that checkpoints hold
     folder = checkpoint_folder(checkpoints, config.project, config.run)
 
+    def exact() -> int:
+        share = task.ceiling.take(np.arange(ranks.rank, len(task.ceiling), ranks.size))
+        return int(ranks.total(torch.tensor(exact_with_own_contexts(table, share, device).sum(), device=device)))
+
     def measure(step: int) -> None:
-        raw = exact_with_own_contexts(table, task.ceiling, device)
-        say(f"update {step}: {int(raw.sum())} of {len(raw)} exact with its own contexts (raw weights)")
+        say(f"update {step}: {exact()} of {len(task.ceiling)} exact with its own contexts (raw weights)")
 
     points = dict.fromkeys(evaluation_points(state.total_steps, config.budget.evaluations), measure)
     rng = np.random.default_rng(config.system.seed)
     log = folder / "metrics.jsonl"
-    with alone_in(folder):
-        record = fit(config, state, task.source, rng, device, log, folder, points, report, stop_after, say)
+    told = report if ranks.main else None
+    with ExitStack() as held:
+        ranks.by_main(lambda: _hold(held, folder))
+        record = fit(config, state, task.source, rng, device, log, folder, points, told, stop_after, say, ranks)
     if record.executed_updates < record.planned_updates:
         return state
     if state.ema is not None:
@@ -160,7 +185,7 @@ def pretrain(
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(state.ema.shadow[name])
-    right = exact_with_own_contexts(table, task.ceiling, device)
+    right = exact()
     provenance = Provenance(
         recipe=f"python pretrain_trm.py --config-name {config_name}",
         benchmark=config.data.benchmark,
@@ -170,11 +195,16 @@ def pretrain(
         task_ids=task.source.task_ids,
         row_names=task.row_names,
         torch=torch.__version__,
-        ceiling={"k": int(right.sum()), "n": len(right), "unvoted": True},
+        ceiling={"k": right, "n": len(task.ceiling), "unvoted": True},
     )
     golden = task.ceiling.take(slice(0, GOLDEN))
     table.requires_grad_(False).to("cpu")
     inputs, rows = torch.from_numpy(golden.inputs), torch.from_numpy(golden.row)
-    save_bundle(out, table.decoder, table.puzzle_emb.weights.detach(), provenance, inputs, rows)
-    say(f"wrote {out}: {int(right.sum())} of {len(right)} exact with its own contexts")
+    weights = table.puzzle_emb.weights.detach()
+    ranks.by_main(lambda: save_bundle(out, table.decoder, weights, provenance, inputs, rows))
+    say(f"wrote {out}: {right} of {len(task.ceiling)} exact with its own contexts")
     return state
+
+
+def _hold(held: ExitStack, folder: Path) -> None:
+    held.enter_context(alone_in(folder))

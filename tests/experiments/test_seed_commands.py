@@ -211,6 +211,37 @@ def test_two_ranks_run_the_seeds_command_and_the_full_evaluation(official: Path,
     assert results[0] == results[1]
 
 
+TRM_PROTOCOL = (
+    "data.train_tasks=2", "data.augmentations=4", "arch.hidden_size=16", "arch.num_heads=2", "arch.context_tokens=2",
+    "arch.h_cycles=1", "arch.l_cycles=1", "arch.halt_max_steps=1", "table.width=16", "system.device=cpu",
+    "optim.warmup_updates=0", "budget.updates=4", "budget.batch_size=4", "budget.log_every=2",
+    "budget.checkpoint_every=4", "budget.evaluations=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.arc
+def test_a_decoder_trained_by_trms_protocol_is_scored_with_its_own_rows(tmp_path: Path) -> None:
+    """pretrain_trm.py, alone and on two ranks, then evaluate_arc.py on the bundle that it wrote."""
+    losses = []
+    for ranks in (1, 2):
+        folders = "--out", tmp_path / f"bundle{ranks}", "--checkpoints", tmp_path / f"ranks{ranks}"
+        done = launched(ranks, "pretrain_trm.py", "--config-name", "cfg_pretrain_trm_arc1", *TRM_PROTOCOL, *folders)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("exact with its own contexts (raw weights)") == 1
+        log = tmp_path / f"ranks{ranks}" / "bundles" / "trm_arc-1" / "metrics.jsonl"
+        losses.append([json.loads(line)["train/lm_loss"] for line in log.read_text().splitlines()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # bf16
+    out = tmp_path / "scored"
+    command = ("scripts/evaluate_arc.py", "--checkpoint", tmp_path / "bundle2", "--out", out, "--augmentations", 3)
+    done = launched(1, *command, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "TRM's protocol: the demonstrations of these 2 evaluation tasks were in the decoder's training" in done.stdout
+    )
+    assert json.loads((out / "result.json").read_text())["protocol"] == "table rows"
+
+
 @pytest.mark.slow
 @pytest.mark.arc
 def test_three_ranks_that_cannot_share_the_batch_say_so_and_write_nothing(official: Path, tmp_path: Path) -> None:

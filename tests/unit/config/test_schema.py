@@ -41,7 +41,11 @@ def loaded(name: str, *overrides: str) -> RunConfig | PretrainConfig:
 
 
 def test_the_three_bundles_have_their_recipes() -> None:
-    assert {"cfg_pretrain_micro", "cfg_pretrain_cal1", "cfg_pretrain_arc1"} <= set(PRETRAIN) < set(NAMES)
+    assert (
+        {"cfg_pretrain_micro", "cfg_pretrain_cal1", "cfg_pretrain_arc1", "cfg_pretrain_trm_arc1"}
+        <= set(PRETRAIN)
+        < set(NAMES)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

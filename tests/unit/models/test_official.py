@@ -4,6 +4,7 @@ Every file here is synthetic, with the official names, prefixes and config keys 
 """
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 import yaml
 
+from etrm.cli.main import main as etrm_command
 from etrm.errors import BundleError, CheckpointError
 from etrm.models import official
-from etrm.models.bundle import golden_pass
+from etrm.models.bundle import golden_pass, load_bundle
 from etrm.models.official import load_official, resolve_bundle, write_bundle_once
-from etrm.models.official_file import missing_message, open_official
+from etrm.models.official_file import map_state, missing_message, open_official
 from etrm.models.trm import Structure, from_official
 from tests.official_samples import FULL, TINY, official_config, official_state, write_official
 
@@ -322,6 +324,22 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no bundle"):
         write_bundle_once(other, full)
     assert [p.name for p in full.iterdir()] == ["notes"]
+
+
+def test_the_command_keeps_a_sample_or_with_their_names_all_rows_of_the_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out, whole = write_official(folder, rows=300), tmp_path / "bundle", tmp_path / "whole"
+    assert etrm_command(["bundle", str(path), str(out)]) == 0
+    assert "256 table rows" in capsys.readouterr().out
+    names = tmp_path / "identifiers.json"
+    names.write_text(json.dumps(["<blank>", *(f"task{i}" for i in range(1, 300))]))
+    assert etrm_command(["bundle", str(path), str(whole), "--identifiers", str(names)]) == 0
+    kept, table = load_bundle(str(whole)), map_state(path)[open_official(path).table[0]].float()  # type: ignore[index]
+    assert all(torch.equal(kept.table[kept.row_of(f"task{i}")], table[i]) for i in range(1, 300))
+    assert "299 table rows" in capsys.readouterr().out
+    assert etrm_command(["bundle", str(path), str(out), "--identifiers", str(names)]) == 2
+    assert "256 table rows (row_1, …), not the 299 asked for (task1, …)" in capsys.readouterr().err
 
 
 def test_resolve_bundle_takes_a_name_a_folder_and_a_file(folder: Path, tmp_path: Path) -> None:

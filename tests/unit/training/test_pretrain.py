@@ -10,12 +10,13 @@ import torch
 
 from etrm.config.compose import load
 from etrm.config.schema import PretrainConfig
+from etrm.data.arc import load_arc
 from etrm.data.arc_split import ARC_BENCHMARKS
 from etrm.data.grids import IGNORE
-from etrm.errors import ConfigError
+from etrm.errors import ConfigError, DataError
 from etrm.models.bundle import load_bundle
 from etrm.models.etrm import TableTRM
-from etrm.models.trm import TRMDecoder
+from etrm.models.trm import TRMDecoder, table_context
 from etrm.training import pretrain as module
 from etrm.training.loop import pretrain_state
 from etrm.training.optimizers import SignSGD
@@ -88,6 +89,7 @@ def test_decoder_and_table_both_move_each_by_its_own_optimiser(tmp_path: Path) -
     "change",
     [
         "table.optimizer=sign_sgd",
+        "table.width=16",
         "table.lr_ratio=1.0",
         "table.weight_decay=0.9",
         "data.train_tasks=5",
@@ -192,3 +194,37 @@ def test_an_arc_bundle_knows_its_decoder_tasks_by_row_and_keeps_their_queries_fo
     sampled = task.source.sample(40, np.random.default_rng(0))
     asked = [{(int(r), i.tobytes()) for r, i in zip(b.row, b.inputs, strict=True)} for b in (sampled, task.ceiling)]
     assert not asked[0] & asked[1]
+
+
+TRM = ("data.train_tasks=2", "data.augmentations=3", "arch.halt_max_steps=1", "arch.h_cycles=1", "arch.l_cycles=1")
+
+
+def trm_protocol(*overrides: str) -> PretrainConfig:
+    small = (*TRM, "arch.context_tokens=3", "arch.num_heads=2", "table.width=16")
+    return config(*small, *overrides, name="cfg_pretrain_trm_arc1")
+
+
+def test_trms_own_protocol_ends_in_a_bundle_whose_rows_fill_the_first_token(tmp_path: Path) -> None:
+    run(tmp_path, trm_protocol("budget.evaluations=1"))
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    p = bundle.provenance
+    assert len(p.task_ids) == 4 and len(p.row_names) == 12 and bundle.side == 30
+    assert bundle.table.shape == (12, 16) and bundle.table.any(dim=1).sum() > 2
+    context = table_context(bundle.table, bundle.structure)
+    assert torch.equal(context[:, 0], bundle.table) and not context[:, 1:].any()
+    evaluation = {t.id: t for t in load_arc(1, "evaluation")}
+    assert p.ceiling["n"] == sum(len(evaluation[t].queries) for t in p.task_ids if t in evaluation)
+
+
+def test_trms_protocol_refuses_what_it_does_not_have() -> None:
+    for wrong in ("data.max_demos=2", "data.leave_one_out=true"):
+        with pytest.raises(ConfigError, match=r"data.max_demos=1 and data.leave_one_out=false"):
+            pretraining_task(trm_protocol(wrong))
+    with pytest.raises(DataError, match=r"data.train_tasks is 401"):
+        pretraining_task(trm_protocol("data.train_tasks=401"))
+
+
+def test_ranks_that_would_draw_the_same_noise_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"table.noise is 1.0, which 2 ranks would draw alike"):
+        run(tmp_path, config())
