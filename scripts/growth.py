@@ -1,9 +1,10 @@
-"""Time and memory as each size grows, with fitted exponents: python scripts/growth.py [--hidden 128] [--only canvas]
+"""Time and memory as each size grows, with fitted exponents: python scripts/growth.py [--hidden 128] [--plot FILE.svg]
 
 One size is varied at a time around a middle: demonstrations 1 to 10, canvas 5x5 to 30x30 (grids fill it), batch, ACT
 steps of an evaluation, and ARC tasks x augmentations of a source. Printed are processor time and the rise of resident
 memory for each, and the exponent p of time ~ size^p fitted by least squares on logarithms over the upper half of the
-sizes, where fixed costs no longer hide it. Exit status: 0, or 1 where memory grows with the augmented tasks.
+sizes, where fixed costs no longer hide it. `--plot` draws them (matplotlib, the extra `docs`). Exit status: 0, or 1
+where memory grows with the augmented tasks.
 """
 
 import argparse
@@ -90,17 +91,38 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[half:]), np.log(seconds[half:]), 1)[0])
 
 
-def table(name: str, hidden: int) -> None:
+Rows = list[tuple[float, float, float | None]]  # size, seconds, bytes
+
+
+def table(name: str, hidden: int) -> Rows:
     """Measure and print one size's rows."""
     print(f"\n| {name} | ms | MB |\n| ---: | ---: | ---: |")
-    values, seconds = list(SIZES[name]), []
-    for value in values:
+    rows: Rows = []
+    for value in SIZES[name]:
         spent, risen = pass_of(hidden, MIDDLE | {name: value}, training=name != "steps")
-        seconds.append(spent)
+        rows.append((value, spent, risen))
         print(f"| {value} | {spent * 1e3:.1f} | {'' if risen is None else f'{risen / 1e6:.0f}'} |", flush=True)
+    values, seconds = [r[0] for r in rows], [r[1] for r in rows]
     print(f"\ntime ~ {name}^{exponent(values, seconds):.2f}")
     if name == "canvas":
         print(f"time ~ cells^{exponent([v * v for v in values], seconds):.2f}")
+    return rows
+
+
+def draw(found: dict[str, Rows], path: Path) -> None:
+    """One panel a size, time over size on logarithmic axes, the fitted line over the sizes it was fitted on."""
+    import matplotlib.pyplot as plt  # an extra, which the tables do not need
+
+    figure, panels = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3), squeeze=False, layout="constrained")
+    for panel, (name, rows) in zip(panels[0], found.items(), strict=True):
+        values, seconds = [r[0] for r in rows], [r[1] for r in rows]
+        half, power = len(values) // 2, exponent(values, seconds)
+        panel.loglog(values, [s * 1e3 for s in seconds], "o", label="measured")
+        scale = np.exp(np.mean(np.log(seconds[half:]) - power * np.log(values[half:])))
+        panel.loglog(values[half:], [scale * v**power * 1e3 for v in values[half:]], label=f"~ {name}^{power:.2f}")
+        panel.set(xlabel=name, ylabel="ms" if panel is panels[0][0] else "")
+        panel.legend()
+    figure.savefig(path)
 
 
 def tasks_table() -> bool:
@@ -127,12 +149,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=128, help="width; the official one is 512")
     parser.add_argument("--only", choices=[*SIZES, "tasks"])
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw time over each size")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    for name in SIZES:
-        if given.only in (None, name):
-            table(name, given.hidden)
+    found = {name: table(name, given.hidden) for name in SIZES if given.only in (None, name)}
+    if given.plot is not None and found:
+        draw(found, given.plot)
     flat = given.only not in (None, "tasks") or tasks_table()
     return 0 if flat else 1
 

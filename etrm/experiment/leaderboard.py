@@ -1,9 +1,9 @@
 """Every encoder x objective at an equal number of updates, screened on validation tasks; the best ones over seeds.
 
 `python -m etrm.experiment.leaderboard --config-name cfg_calibration [--updates N] [--encoders a,b]
-[--objectives lm,lm+table] [--seeds N]` writes a page and a plot (leaderboard_page.py). A finished cell is kept as JSON
-under runs/leaderboard and read again if its config and its bundle are the same (the code is not part of the key: delete
-the folder after changing an encoder). The locked test is never asked.
+[--objectives lm,lm+table] [--seeds N] [--final-updates N]` writes a page and a plot (leaderboard_page.py). A finished
+cell is kept as JSON under runs/leaderboard and read again if its config and its bundle are the same (the code is not
+part of the key: delete the folder after changing an encoder). The locked test is never asked.
 
 Sizes: hidden size and heads are the config's for all; depths are the published ones for the reference's encoders
 (SIZES), the config's for the default.
@@ -174,35 +174,37 @@ def measure_lines(config: RunConfig, bundle: Bundle, arm: Arm) -> list[Line]:
 
 def leaderboard(
     config: RunConfig,
-    updates: int,
+    budgets: tuple[int, int],
     encoders: Sequence[str],
     objectives: Sequence[Objective],
     seeds: int,
     folder: Path,
     say: Callable[[str], None],
 ) -> tuple[list[Row], list[Row], list[Line]]:
-    """Screening rows, rows of the best BEST over `seeds` seeds (seed 0 included), and the lines of the plot."""
+    """Screening rows, rows of the best BEST over `seeds` seeds (seed 0 included), and the lines of the plot. `budgets`
+    are the updates of a screened and of a final cell.
+    """
     bundle = load_bundle(config.bundle)
     known = known_encoders(bundle, config)
     if unknown := sorted(set(encoders) - set(known)):
         raise ConfigError(f"--encoders names {', '.join(unknown)}; there are {', '.join(known)}")
     arm = build_arm(config, bundle)
 
-    def row_of(cell: Cell) -> Row:
-        own = cell_config(config, cell, updates)
+    def row_of(cell: Cell, updates: int) -> Row:
+        own, place = cell_config(config, cell, updates), folder / str(updates)
         key = f"{config_hash(own)} {bundle.sha256}"
-        found = kept(folder / f"{cell.name}.json", key, lambda: asdict(train_cell(own, bundle, arm, folder)))
+        found = kept(place / f"{cell.name}.json", key, lambda: asdict(train_cell(own, bundle, arm, place)))
         row = Row.of(found)
         say(f"{cell.name}: validation {row.validation[0]} of {row.validation[1]}, {row.seconds:.0f} s")
         return row
 
-    screened = [row_of(Cell(e, o, 0)) for o in objectives for e in (encoders or known)]
+    screened = [row_of(Cell(e, o, 0), budgets[0]) for o in objectives for e in (encoders or known)]
     ranked = sorted(screened, key=Row.order)
     final = []
     if seeds > 1:
         objective_of: dict[str, Objective] = {o: o for o in objectives}
         best = ranked[:BEST]
-        final = [row_of(Cell(r.encoder, objective_of[r.objective], s)) for r in best for s in range(seeds)]
+        final = [row_of(Cell(r.encoder, objective_of[r.objective], s), budgets[1]) for r in best for s in range(seeds)]
     key = f"{config_hash(config)} {bundle.sha256}"
     lines = kept(folder / "lines.json", key, lambda: [asdict(line) for line in measure_lines(config, bundle, arm)])
     return ranked, final, [Line(**line) for line in lines]
@@ -213,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m etrm.experiment.leaderboard", description=__doc__)
     parser.add_argument("--config-name", required=True, help="a file of config/, without .yaml")
     parser.add_argument("--updates", type=int, help="of every cell; default: the config's")
+    parser.add_argument("--final-updates", type=int, help="of the best over seeds; default: as --updates")
     parser.add_argument("--encoders", default="", help="names, comma between; default: all")
     parser.add_argument("--objectives", default="lm", help="lm, lm+table; comma between")
     parser.add_argument("--seeds", type=int, default=1, help=f"of the best {BEST}; 1: screening only")
@@ -224,14 +227,15 @@ def main(arguments: list[str] | None = None) -> int:
     objectives: list[Objective] = [o for o in get_args(Objective) if o in asked]
     if not set(asked) <= set(objectives):
         parser.error(f"--objectives {options.objectives}: expected lm, lm+table or both")
-    if options.seeds < 1 or (options.updates is not None and options.updates < 1):
-        parser.error("--seeds and --updates: expected at least 1")
+    if any(count is not None and count < 1 for count in (options.seeds, options.updates, options.final_updates)):
+        parser.error("--seeds, --updates and --final-updates: expected at least 1")
     encoders = [e for e in options.encoders.split(",") if e]
     try:
         config = load(RunConfig, options.config_name, options.overrides)
         updates = options.updates or config.budget.updates
-        folder = options.runs / options.config_name / str(updates)
-        found = leaderboard(config, updates, encoders, objectives, options.seeds, folder, say=print)
+        budgets = updates, options.final_updates or updates
+        folder = options.runs / options.config_name
+        found = leaderboard(config, budgets, encoders, objectives, options.seeds, folder, say=print)
     except EtrmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

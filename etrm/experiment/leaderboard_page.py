@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, LEFT, BAR, GAP, TOP = 860, 250, 16, 8, 30
+WIDTH, LEFT, BAR, GAP, TOP = 960, 250, 16, 8, 30
 LINE_COLOURS = ("#2a7f3f", "#1f5fa8", "#7a4fb0", "#a8321f", "#8a6d00", "#555555")
 
 
@@ -84,12 +84,18 @@ def page(
         *(_line_of(row) for row in screened),
     ]
     if final:
-        out += ["", "## The best over seeds", "", "| encoder | objective | seeds | validation, each | median |"]
-        out += ["| --- | --- | --- | --- | --- |"]
+        out += [
+            "",
+            "## The best over seeds",
+            "",
+            "| encoder | objective | updates | seeds | validation, each | median | seen, each |",
+        ]
+        out += ["| --- " * 7 + "|"]
         for label, rows in _by_label(final).items():
-            each = ", ".join(_count(r.validation) for r in rows)
+            each, seen = (", ".join(_count(getattr(r, name)) for r in rows) for name in ("validation", "seen"))
             median = statistics.median(r.rate for r in rows)
-            out.append(f"| {rows[0].encoder} | {rows[0].objective} | {len(rows)} | {each} | {median:.0%} |")
+            told = f"{rows[0].encoder} | {rows[0].objective} | {rows[0].updates} | {len(rows)} | {each} | {median:.0%}"
+            out.append(f"| {told} | {seen} |")
             assert label == rows[0].label
     out += ["", "## Ceilings and nulls", "", "| line | exact |", "| --- | --- |"]
     out += [f"| {line.name} | {line.k} of {line.n} ({line.rate:.0%}) |" for line in lines]
@@ -99,8 +105,8 @@ def page(
 
 def plot(screened: Sequence[Row], final: Sequence[Row], lines: Sequence[Line]) -> str:
     """The plot as SVG text: one bar a row in the order given, one dashed line a ceiling or null."""
-    over_seeds = {label: statistics.median(r.rate for r in rows) for label, rows in _by_label(final).items()}
-    body, span = TOP + len(screened) * (BAR + GAP), WIDTH - LEFT - 60
+    again = _by_label(final)
+    body, span = TOP + len(screened) * (BAR + GAP), WIDTH - LEFT - 200
     height = body + 30 + 18 * len(lines)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" '
@@ -109,11 +115,13 @@ def plot(screened: Sequence[Row], final: Sequence[Row], lines: Sequence[Line]) -
         f'<text x="{LEFT}" y="16">validation queries answered exactly</text>',
     ]
     for i, row in enumerate(screened):
-        y, rate = TOP + i * (BAR + GAP), over_seeds.get(row.label, row.rate)
+        y, rate, note = TOP + i * (BAR + GAP), row.rate, f"{row.updates:,} updates"
+        if rows := again.get(row.label):
+            rate, note = statistics.median(r.rate for r in rows), f"{rows[0].updates:,} updates, {len(rows)} seeds"
         parts += [
             f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{html.escape(row.label)}</text>',
             f'<rect x="{LEFT}" y="{y}" width="{max(1.0, span * rate):.1f}" height="{BAR}" fill="#4c78a8"/>',
-            f'<text x="{LEFT + span * rate + 6:.1f}" y="{y + 12}">{rate:.0%}</text>',
+            f'<text x="{LEFT + span * rate + 6:.1f}" y="{y + 12}">{rate:.0%} ({note})</text>',
         ]
     for i, line in enumerate(lines):
         x, y = LEFT + span * line.rate, body + 24 + 18 * i

@@ -35,7 +35,7 @@ def test_the_page_holds_counts_command_medians_lines_and_what_failed() -> None:
     for part in (
         "`python -m x`",
         "| aligned | lm | 1,000 | 300 | 12 | 30 of 96 (31%) | 0.80 | 1 of 96 | 60 of 140 |",
-        "| aligned | lm | 3 | 30 of 96, 40 of 96, 90 of 96 | 42% |",
+        "| aligned | lm | 300 | 3 | 30 of 96, 40 of 96, 90 of 96 | 42% | ",
         "| oracle, demonstrations | 35 of 96 (36%) |",
         "- standard, lm, seed 0: the loss is not finite at update 7",
     ):
@@ -48,7 +48,7 @@ def test_the_plot_is_svg_with_a_bar_a_row_and_a_line_a_ceiling() -> None:
     tag = "{http://www.w3.org/2000/svg}"
     bars = [r for r in root.findall(f"{tag}rect") if r.get("fill") == "#4c78a8"]
     assert len(bars) == len(ROWS)
-    assert float(bars[1].get("width", "0")) == pytest.approx((860 - 250 - 60) * 40 / 96, abs=0.1), "median of the seeds"
+    assert float(bars[1].get("width", "0")) == pytest.approx((960 - 250 - 200) * 40 / 96, abs=0.1), "median of the seeds"
     assert len(root.findall(f"{tag}line")) == 2 * len(LINES)
 
 
