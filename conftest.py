@@ -7,6 +7,7 @@ Notable: what is decided here is decided in torch-free, pytest-free modules (`et
 
 from __future__ import annotations
 
+import gc
 import io
 import ipaddress
 import os
@@ -93,6 +94,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(trylast=True)  # after -m has deselected, so that a reason is only printed for what was asked
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if asks_for(config.option.markexpr, "fast") and not asks_for(config.option.markexpr, "thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
     skip_slow = pytest.mark.skip(reason="slow: add --slow (or select it with -m slow)")
     own_lanes = [name for name in ("benchmark", "sweep") if not asks_for(config.option.markexpr, name)]
     for item in items:
@@ -101,6 +106,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in own_lanes:
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=f"{name}: select it with -m {name}"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # modules and tests stay to the end; each full collection would walk through millions of their objects
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

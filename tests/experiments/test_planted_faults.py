@@ -14,7 +14,7 @@ from etrm.experiment.verdict import judge
 from etrm.models.bundle import ASSETS
 from etrm.models.encoders import Encoded
 
-pytestmark = [pytest.mark.fast, pytest.mark.faults]
+pytestmark = [pytest.mark.thorough, pytest.mark.faults]
 
 SHORT = ["budget.updates=100", "optim.warmup_updates=10", "budget.evaluations=2", "budget.log_every=25"]
 

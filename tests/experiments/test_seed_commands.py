@@ -140,6 +140,7 @@ def test_the_seeds_line_without_the_checkpoint_says_what_to_do(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.fast
 @pytest.mark.arc
 def test_score_a_trained_encoder_and_the_decoder_itself(call, official: Path, tmp_path: Path) -> None:

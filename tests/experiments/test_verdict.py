@@ -513,6 +513,7 @@ def changed_evidence(draw: st.DrawFn) -> Evidence:
     return replace(evidence, validity=checks)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, derandomize=True, max_examples=80)
 @given(changed_evidence())
 def test_precedence(evidence: Evidence) -> None:

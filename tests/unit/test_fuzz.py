@@ -11,6 +11,7 @@ from tests.fuzz_targets import TARGETS
 pytestmark = pytest.mark.fast
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_end_in_one_typed_error_or_are_taken_rightly(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]

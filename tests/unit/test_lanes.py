@@ -113,6 +113,7 @@ def test_invalid_outranks_undecided_and_a_fixture_may_say_so(session, pytester):
     )
 
 
+@pytest.mark.thorough
 def test_pytests_own_exit_codes_stay(session):
     assert session(LANES, "-m", "gpu").ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert session("def test_fails(): assert 0").ret == pytest.ExitCode.TESTS_FAILED
@@ -142,6 +143,20 @@ def test_missing_gpu_is_a_skip_or_with_require_gpu_a_failure(session, monkeypatc
     source = "import pytest\n@pytest.mark.gpu\ndef test_gpu(): pass"
     session(source).assert_outcomes(skipped=1)
     session(source, "--require-gpu").assert_outcomes(errors=1)
+
+
+def test_the_fast_lane_leaves_the_thorough_tests_to_their_own(session):
+    source = """
+        import pytest
+        pytestmark = pytest.mark.fast
+        def test_quick(): pass
+        @pytest.mark.thorough
+        def test_thorough(): pass
+    """
+    session(source, "-m", "fast").assert_outcomes(passed=1, deselected=1)
+    session(source, "-m", "thorough").assert_outcomes(passed=1, deselected=1)
+    session(source, "-m", "fast or thorough").assert_outcomes(passed=2)
+    session(source).assert_outcomes(passed=2)
 
 
 @pytest.mark.parametrize("lane", ["benchmark", "sweep"])

@@ -23,7 +23,19 @@ def test_markers():
     ini.read(ROOT / "pytest.ini")
     described = dict(line.split(": ", 1) for line in ini["pytest"]["markers"].strip().splitlines())
     assert sorted(described) == sorted(
-        ["fast", "frozen_decoder", "slow", "calibration", "arc", "faults", "seeds", "sweep", "benchmark", "gpu"]
+        [
+            "fast",
+            "thorough",
+            "frozen_decoder",
+            "slow",
+            "calibration",
+            "arc",
+            "faults",
+            "seeds",
+            "sweep",
+            "benchmark",
+            "gpu",
+        ]
     )
     assert all(len(text) > 20 for text in described.values())
     assert {"--strict-markers", "--strict-config"} <= set(ini["pytest"]["addopts"].split())

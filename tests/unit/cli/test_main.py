@@ -35,7 +35,7 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
     ("arguments", "says"),
     [
         (["nothing"], "no command 'nothing'; there are experiment, report"),
-        (["tasks", "show", "00zzz"], "ids that begin alike: 00"),
+        pytest.param(["tasks", "show", "00zzz"], "ids that begin alike: 00", marks=pytest.mark.thorough),  # all tasks
         (["report", "/nowhere"], "/nowhere is no folder"),
         (["inspect", "/nowhere"], "/nowhere"),
     ],
@@ -88,6 +88,7 @@ def test_experiment_outside_a_checkout_says_so(
     assert "clone the repository" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_reader_that_has_gone_is_no_error() -> None:
     line = (
         f"'{sys.executable}' -m etrm.cli.main tasks list --json | head -c 10; code=${{PIPESTATUS[0]}}; echo; echo $code"

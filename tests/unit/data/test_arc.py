@@ -63,6 +63,7 @@ def test_arc1_evaluation_overlaps_training_in_two_known_tasks():
     assert shared == (("40853293", "070dd51e"), ("caa06a1f", "50a16a69"))
 
 
+@pytest.mark.thorough
 def test_arc2_training_contains_376_arc1_evaluation_tasks():
     shared = overlaps(load_arc(2, "training"), load_arc(1, "evaluation"))
     assert len({test for _, test in shared}) == 376

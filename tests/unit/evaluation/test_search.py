@@ -32,7 +32,7 @@ from etrm.models.encoders import build_encoder
 from etrm.models.etrm import ETRM
 from etrm.models.trm import table_context
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 PLAN = SearchPlan(8)
 

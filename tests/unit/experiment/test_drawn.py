@@ -46,6 +46,7 @@ def test_the_least_number_grows_with_the_draws_and_ends_at_the_pool() -> None:
     assert least_distinct(100, 100) == int(0.9 * 100 * (1 - np.exp(-1)))
 
 
+@pytest.mark.thorough
 def test_even_draws_are_even_and_a_list_that_runs_dry_is_not() -> None:
     rng = np.random.default_rng(2)
     for least, faulty in ((None, False), (8, True), (100, True)):

@@ -7,7 +7,7 @@ import pytest
 
 from etrm.experiment.gradient_check import main
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 SMALL = ["encoder.hidden_size=16", "encoder.name=correspondence"]
 ENCODER = """
 import torch

@@ -48,7 +48,9 @@ def test_the_plot_is_svg_with_a_bar_a_row_and_a_line_a_ceiling() -> None:
     tag = "{http://www.w3.org/2000/svg}"
     bars = [r for r in root.findall(f"{tag}rect") if r.get("fill") == "#4c78a8"]
     assert len(bars) == len(ROWS)
-    assert float(bars[1].get("width", "0")) == pytest.approx((960 - 250 - 200) * 40 / 96, abs=0.1), "median of the seeds"
+    assert float(bars[1].get("width", "0")) == pytest.approx((960 - 250 - 200) * 40 / 96, abs=0.1), (
+        "median of the seeds"
+    )
     assert len(root.findall(f"{tag}line")) == 2 * len(LINES)
 
 

@@ -13,7 +13,7 @@ from etrm.experiment.manifest import FACTS, MANIFEST, facts, read_manifest, writ
 from etrm.experiment.pretraining import INTERRUPTED, Pretraining, load_run
 from etrm.models.bundle import load_bundle
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 SMALL = [
     "bundle=micro",
     "data.benchmark=micro-2",

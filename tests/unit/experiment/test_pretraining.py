@@ -25,7 +25,7 @@ from etrm.training.loop import evaluation_points, planned_updates
 from etrm.training.run import budget_sentence, check_ranks, choose_device
 from tests.official_samples import TINY, write_official
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 SEED_CONFIG = "cfg_test_frozen_decoder"
 MICRO = {

@@ -181,6 +181,7 @@ def _race(root, started, release, results):
     results.put((run.reused, told))
 
 
+@pytest.mark.thorough
 def test_two_processes_share_one_run(tmp_path):
     # spawn, not fork: torch's threads may be running in the parent
     context = multiprocessing.get_context("spawn")

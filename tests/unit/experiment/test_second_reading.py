@@ -19,7 +19,7 @@ from etrm.faults.matrix import bench_of
 from etrm.models.encoders import build_encoder
 from etrm.models.etrm import ETRM
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

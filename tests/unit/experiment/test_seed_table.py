@@ -8,7 +8,7 @@ from etrm.config.compose import load
 from etrm.config.schema import RunConfig
 from etrm.experiment.seed_table import Row, markdown, read_rows, seed_table
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 
 def test_planted_systems_are_run_once_and_a_cut_row_again(tmp_path: Path) -> None:

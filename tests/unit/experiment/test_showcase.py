@@ -20,7 +20,7 @@ from etrm.models.bundle import Bundle, load_bundle
 from etrm.models.encoders import build_encoder
 from etrm.models.etrm import ETRM
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 Written = tuple[dict[str, Any], dict[str, Any], Arm, ETRM, Bundle, RunConfig]
 
 

@@ -17,7 +17,7 @@ from etrm.models.encoders import Encoded, build_encoder
 from etrm.models.etrm import ETRM
 from etrm.training.update import LossHead
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from torch import Tensor
 from etrm.models.trm import TRMDecoder, from_official, table_context
 from tests.unit.models.transcription import PlainTRM
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data_golden"
 PREFIX = "_orig_mod.model.inner."

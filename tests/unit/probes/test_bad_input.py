@@ -82,6 +82,7 @@ def test_a_part_that_is_frozen_on_purpose_is_declared():
     assert diagnose(head, episodes(), audit=False).ok
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_a_decoder_in_another_precision_is_diagnosed(dtype):
     assert str(diagnose(head_of(dtype), episodes()).relation) == "true"
@@ -90,6 +91,7 @@ def test_a_decoder_in_another_precision_is_diagnosed(dtype):
     assert "c.detach()" in cut.place
 
 
+@pytest.mark.thorough
 def test_a_distributed_wrapper_around_the_encoder_is_looked_through(tmp_path):
     head = head_of(change=lambda c: torch.cat((c[:1], c[1:].detach())))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -118,6 +120,7 @@ def test_a_loss_that_is_no_scalar_is_refused_in_one_sentence():
         gradient_audit(lambda: model(torch.ones(4, 2)), model)
 
 
+@pytest.mark.thorough
 def test_memory_returns_to_its_level_and_nothing_stays():
     head, given = head_of(change=lambda c: torch.cat((c[:1], c[1:].detach()))), episodes()
     contexts = []

@@ -249,6 +249,7 @@ def test_a_backward_call_in_a_healthy_pass_leaves_no_gradient():
     assert all(value.grad is None for value in model.parameters())
 
 
+@pytest.mark.thorough
 def test_memory_returns_to_its_level():
     model, kept = Model(rows(0)), []
 

@@ -204,6 +204,7 @@ def test_no_such_bundle(frozen_decoder_verdict):
 """
 
 
+@pytest.mark.thorough
 def test_the_verdict_fixture_judges_an_encoder_beside_the_test(pytester):
     inside = pytester.mkdir("tests")
     (inside / "my_encoder.py").write_text(THEIR_ENCODER)

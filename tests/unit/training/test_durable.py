@@ -20,7 +20,7 @@ from etrm.training.checkpoint import newest_whole, read_checkpoint, resume, step
 from etrm.training.durable import alone_in, append_line, write_whole
 from tests.fuzz_weights import equal
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 ROOT = Path(__file__).resolve().parents[3]
 PLACE = "model.encoder.place"
 

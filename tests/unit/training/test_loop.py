@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twelve_updates_equal_six_and_a_resume_bitwise(toy: Any, tmp_path: Path, variant: str) -> None:
     config = toy.config(**VARIANTS[variant])
@@ -75,6 +76,7 @@ def test_twelve_updates_equal_six_and_a_resume_bitwise(toy: Any, tmp_path: Path,
     assert metrics[0] == metrics[1] and metrics[0].count(b"\n") == 4
 
 
+@pytest.mark.thorough
 def test_a_run_killed_between_checkpoints_repeats_what_it_lost_and_its_log_lines_once(toy: Any, tmp_path: Path) -> None:
     config = toy.config(budget={"checkpoint_every": 6})
     straight = toy.state(config)

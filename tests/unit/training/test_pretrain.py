@@ -23,7 +23,7 @@ from etrm.training.optimizers import SignSGD
 from etrm.training.pretrain import data_hash, exact_with_own_contexts, make_structure, pretrain, pretraining_task
 from etrm.training.update import LossHead
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 
 CONFIG_ROOT = Path(__file__).resolve().parents[3] / "config"
 SMALL = ("arch.hidden_size=16", "system.device=cpu", "optim.warmup_updates=1")

@@ -18,7 +18,7 @@ from etrm.training.checkpoint import read_checkpoint, steps_in
 from tests.fuzz_weights import equal
 from tests.unit.training.conftest import Toy
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.thorough
 TOTAL, EVERY = 12, 3
 
 

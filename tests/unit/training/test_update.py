@@ -288,6 +288,7 @@ def test_an_encoder_with_a_part_called_decoder_is_counted_as_encoder(toy: Any) -
     assert row["grad/decoder_norm"] == 0 and row["grad/encoder_norm"] == row["grad/total_norm"] > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [

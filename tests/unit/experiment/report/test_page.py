@@ -56,6 +56,7 @@ def test_page_asks_no_network(write_run: Writer, tmp_path: Path) -> None:
     assert not re.search(r"<(link(?! rel=\"icon\" href=\"data:)|iframe|img)\b|src=|@import|url\(", html)
 
 
+@pytest.mark.thorough
 def test_a_long_run_of_the_largest_grids_stays_small(write_run: Writer, tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path / "run", updates=2500, shown=200, side=30))
     assert path.stat().st_size < MOST_BYTES
