@@ -1,7 +1,7 @@
 """How fast, in ratios: python scripts/speed.py [--only EXPRESSION] [--json FILE]; prints docs/performance.md's tables.
 
-Runs `pytest -m benchmark` (or reads the --json of an earlier run) and prints one row a benchmark: samples a second of
-ours and of the baseline that was timed in turn with it, their ratio, the share of this machine's measured bf16 peak,
+Runs `pytest -m benchmark` (or reads the FILE that an earlier run left) and prints one row a benchmark: samples a second
+of ours and of the baseline that was timed in turn with it, their ratio, the share of this machine's measured bf16 peak,
 and the peak of resident memory. Exit status: pytest's own, so not 0 where a ratio is below its bar.
 """
 
@@ -42,6 +42,8 @@ def tables(found: Mapping[str, Any]) -> str:
     """All rows as a Markdown table, the machine below it."""
     lines = [f"| {' | '.join(COLUMNS)} |", "| --- " + "| ---: " * (len(COLUMNS) - 1) + "|"]
     lines += [f"| {' | '.join(row(one))} |" for one in found["benchmarks"] if one["name"] != "test_matrix_peak"]
+    cold = [one["extra_info"]["seconds_over_torch"] for one in found["benchmarks"] if one["name"] == "test_import_time"]
+    lines += ["", *(f"`import etrm`: {seconds:.2f} s over torch's own." for seconds in cold)]
     peaks = [one["extra_info"] for one in found["benchmarks"] if "matrix_peak_bf16" in one["extra_info"]]
     if peaks:
         best = {name: max(p[f"matrix_peak_{name}"] for p in peaks) / 1e9 for name in ("bf16", "fp32")}
@@ -54,12 +56,12 @@ def main() -> int:
     """Run or read, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="EXPRESSION", help="pytest's -k, such as official_scale")
-    parser.add_argument("--json", type=Path, help="a --benchmark-json of an earlier run, to read instead of running")
+    parser.add_argument("--json", type=Path, help="kept there, and read instead of running where it is there")
     given = parser.parse_args()
     code = 0
     with tempfile.TemporaryDirectory() as folder:
         path = given.json or Path(folder) / "benchmark.json"
-        if given.json is None:
+        if not path.is_file():
             chosen = ["-k", given.only] if given.only else []
             command = [sys.executable, "-m", "pytest", "-m", "benchmark", "-q", f"--benchmark-json={path}", *chosen]
             code = subprocess.run(command, cwd=ROOT, check=False, stdout=sys.stderr).returncode

@@ -116,7 +116,7 @@ def make_structure(arch: ArchConfig, side: int) -> Structure:
 
 def exact_with_own_contexts(model: TableTRM, queries: Batch, device: torch.device, size: int = 256) -> np.ndarray:
     """Whether each query is answered exactly with the decoder's own table row; (N,) bool."""
-    right: list[np.ndarray] = []
+    right = [np.zeros(0, dtype=bool)]  # a rank may have no query
     was_training = model.training
     model.eval()  # the rows themselves, without their training noise
     for part in queries.batches(size):
