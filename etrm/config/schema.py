@@ -36,6 +36,12 @@ class Checked:
                 raise ConfigError(f"{type(self).__name__}.{f.name} is {value}, expected {limit} {least}")
 
 
+def check_heads(section: str, hidden_size: int, num_heads: int) -> None:
+    """ConfigError unless `num_heads` divides `hidden_size`."""
+    if hidden_size % num_heads:
+        raise ConfigError(f"{section}.hidden_size is {hidden_size}, expected a multiple of num_heads {num_heads}")
+
+
 @dataclass(frozen=True)
 class DataConfig(Checked):
     """Which tasks, and how episodes are drawn from them."""
@@ -57,6 +63,11 @@ class EncoderConfig(Checked):
     num_heads: int
     layers: int
     set_layers: int
+
+    def __post_init__(self) -> None:
+        """ConfigError also where the heads do not share the hidden size evenly."""
+        super().__post_init__()
+        check_heads("EncoderConfig", self.hidden_size, self.num_heads)
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,11 @@ class ArchConfig(Checked):
     rms_norm_eps: float
     forward_dtype: Literal["float32", "bfloat16"]
     halt_max_steps: int
+
+    def __post_init__(self) -> None:
+        """ConfigError also where the heads do not share the hidden size evenly."""
+        super().__post_init__()
+        check_heads("ArchConfig", self.hidden_size, self.num_heads)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,12 @@ class ArcAgi:
     too_large: int  # tasks of both splits whose grids do not fit the canvas
 
 
-def arc_agi(name: str, side: int, train_tasks: int, evaluation_tasks: int, seed: int) -> ArcAgi:
+def arc_agi(
+    name: str, side: int, train_tasks: int, evaluation_tasks: int, seed: int, trained: Sequence[Task] = ()
+) -> ArcAgi:
     """The first tasks of each split in a seeded shuffle; 0 asks for all that fit a side x side canvas.
 
+    No evaluation task repeats one of the training split, nor one of `trained`: what else a model was trained on.
     Raises DataError for another name, and where more tasks are asked for than there are.
     """
     if name not in ARC_AGI:
@@ -43,7 +46,7 @@ def arc_agi(name: str, side: int, train_tasks: int, evaluation_tasks: int, seed:
     train, test = ([t for t in part if fits(t, side)] for part in everything)
     on_canvas = f"tasks on a {side}x{side} canvas"
     chosen = first_tasks(train, train_tasks, seed, f"{name} training {on_canvas}", "data.train_tasks")
-    duplicates = overlaps(train, test)
+    duplicates = overlaps([*train, *trained], test)
     repeated = {evaluation for _, evaluation in duplicates}
     test = [t for t in test if t.id not in repeated]
     asked = first_tasks(test, evaluation_tasks, seed, f"{name} evaluation {on_canvas}", "evaluation_tasks")

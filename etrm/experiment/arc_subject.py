@@ -9,7 +9,7 @@ Legend: T context tokens, D hidden.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ import torch
 from torch import nn
 
 from etrm.config.compose import Composed, build
-from etrm.data.arc import fits, load_arc, overlaps
+from etrm.data.arc import Task, fits, load_arc, overlaps
 from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, first_tasks
+from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc
 from etrm.data.augment import SEPARATOR, Augmentation, parse_name
 from etrm.data.episodes import ArcQuery
 from etrm.errors import CheckpointError, ConfigError, DataError
 from etrm.experiment.decoder_files import is_ours
-from etrm.experiment.questions import PretrainingConfig, Questions, prepare
-from etrm.models.bundle import load_bundle
+from etrm.experiment.questions import PretrainingConfig, Questions, prepare, repeated_notes
+from etrm.models.bundle import Bundle, load_bundle
 from etrm.models.etrm import ETRM
 from etrm.models.official import build_decoder, record_sha256, resolve_bundle
-from etrm.models.official_file import open_official
+from etrm.models.official_file import CONFIG, open_official
 from etrm.models.official_table import BundleTable, OfficialTable, read_identifiers
 from etrm.training.checkpoint import read_checkpoint, refuse_other_weights
-from etrm.training.run import build_head
+from etrm.training.run import arch_of, build_head, differences, read_config
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def encoder_subject(path: Path, wanted: Wanted, device: torch.device) -> Subject
         evaluation=replace(config.evaluation, augmentations=wanted.augmentations),
         system=replace(config.system, seed=wanted.seed),
     )
-    prepared = prepare(asked, bundle)
+    _refuse_other_decoder(path, bundle)
+    prepared = prepare(asked, bundle, _trained_on(config.data.benchmark))
     head = build_head(config, bundle, device)
     head.requires_grad_(False)
     joined = 0 <= config.freeze.decoder_updates < payload["step"]
@@ -102,6 +104,7 @@ def encoder_subject(path: Path, wanted: Wanted, device: torch.device) -> Subject
     identity = {
         "checkpoint": record_of(path),
         "decoder": bundle.sha256,
+        "structure": asdict(bundle.structure),
         "protocol": "encoder",
         "weights": wanted.weights,
         **_asked(wanted),
@@ -109,11 +112,32 @@ def encoder_subject(path: Path, wanted: Wanted, device: torch.device) -> Subject
     return Subject(model.eval(), prepared.questions, identity, prepared.notes, ())
 
 
+def _trained_on(benchmark: str) -> list[Task]:
+    """Every task that a run on this benchmark may have been trained on."""
+    if benchmark in ARC_AGI:
+        return list(load_arc(ARC_AGI[benchmark], "training"))
+    return list(split_arc(arc_benchmark(benchmark)).decoder) if benchmark in ARC_BENCHMARKS else []
+
+
+def _refuse_other_decoder(path: Path, bundle: Bundle) -> None:
+    """CheckpointError unless the bundle is, with its structure, the one that the run's all_config.yaml names."""
+    told = read_config(path.with_name(CONFIG))
+    own = {"arch": arch_of(bundle), "bundle_sha256": bundle.sha256}
+    if changed := [key for name, value in own.items() for key in differences(told.get(name), value, name)]:
+        raise CheckpointError(
+            f"{path} was trained in front of another decoder than {bundle.name} is now ({', '.join(changed[:6])} "
+            f"differ from {path.with_name(CONFIG)}); put that one back"
+        )
+
+
 def decoder_subject(path: Path, identifiers: Path | None, wanted: Wanted, device: torch.device) -> Subject:
     """A decoder with its own table rows: an official checkpoint and its identifiers.json, or a bundle folder."""
     names: Mapping[str, int]
     if path.is_dir():
+        if identifiers is not None:
+            raise ConfigError(f"{path} is a bundle, which names its own rows; leave --identifiers out")
         bundle = load_bundle(str(path))
+        structure, taught = bundle.structure, bundle.provenance.benchmark
         names = {name: row for row, name in enumerate(bundle.provenance.row_names)}
         model: nn.Module = BundleTable(bundle.decoder, bundle.table)
         side, sha = bundle.side, bundle.sha256
@@ -126,11 +150,13 @@ def decoder_subject(path: Path, identifiers: Path | None, wanted: Wanted, device
             )
         names = read_identifiers(identifiers, file.table[1])
         sha = record_sha256(file.path)
+        structure, taught = file.structure, wanted.benchmark
         model = OfficialTable(build_decoder(file), file)
         side = round(file.structure.seq_len**0.5)
-    questions, notes, duplicates = _row_questions(names, wanted, side)
+    questions, notes, duplicates = _row_questions(names, wanted, side, taught)
     identity = {
         "checkpoint": sha,
+        "structure": asdict(structure),
         "identifiers": "" if identifiers is None else record_of(identifiers),
         "protocol": "table rows",
         **_asked(wanted),
@@ -148,7 +174,7 @@ def subject_of(path: Path, identifiers: Path | None, wanted: Wanted, device: tor
 
 
 def _row_questions(
-    names: Mapping[str, int], wanted: Wanted, side: int
+    names: Mapping[str, int], wanted: Wanted, side: int, taught: str
 ) -> tuple[Questions, tuple[str, ...], tuple[str, ...]]:
     version = ARC_AGI[wanted.benchmark]
     everything = load_arc(version, "evaluation")
@@ -179,19 +205,19 @@ def _row_questions(
                 queries.append(ArcQuery(index, number, augmentation, (), asked, row))
                 rows.append((task.id, number, augmentation))
     truths = {(t.id, i): q.output for t in tasks for i, q in enumerate(t.queries)}
-    pairs = overlaps(load_arc(version, "training"), tasks)
+    pairs = overlaps([*load_arc(version, "training"), *_trained_on(taught)], tasks)
     notes = [
         f"TRM's protocol: the demonstrations of these {len(tasks)} evaluation tasks were in the decoder's training "
         "(decoder_known), so this is no score on unknown tasks",
         f"up to {wanted.augmentations} rows a task, {len(rows)} answers",
-        *(f"scored apart: {test} repeats the training task {train}" for train, test in pairs),
+        *repeated_notes("scored apart, its answers were learned", pairs),
     ]
     if left := len(everything) - len(with_rows):
         notes.append(f"left out: {left} evaluation tasks that have no row or do not fit {side}x{side}")
     return (
         Questions(tuple(rows), truths, lambda part: source.encode([queries[i] for i in np.asarray(part)]), side),
         tuple(notes),
-        tuple(test for _, test in pairs),
+        tuple(sorted({test for _, test in pairs})),
     )
 
 

@@ -47,7 +47,10 @@ def open_evaluation(folder: Path, identity: Mapping[str, Any], ranks: Ranks = AL
         elif folder.is_dir() and any(folder.iterdir()):
             raise EvaluationError(f"{folder} is not empty and holds no evaluation; choose another --out")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EvaluationError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
             _write(path, identity)
     ranks.wait()
 

@@ -87,6 +87,8 @@ class Pretraining:
     ) -> None:
         _, size, local = told_ranks(os.environ)
         check_ranks(config.budget, size)
+        if config.freeze.decoder_updates >= 0 and config.freeze.joint_lr == 0:
+            raise ConfigError("freeze.joint_lr is 0, so the decoder would join and not move; set it above 0")
         self.device = choose_device(config.system.device, local)
         self.ranks = ranks = start(self.device)
         self.config = config
@@ -263,6 +265,7 @@ class Pretraining:
     def _summary(self, record: BudgetRecord, log: Path) -> dict[str, Any]:
         """Budget, evaluations and what became of the decoder. EvaluationError if it is not what the freeze says."""
         joins = self._frozen_until()
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
         if self.state.step <= joins:
             self._check_frozen(self.state.step)
             fate = f"bitwise unchanged over {self.state.step} updates, in no optimiser"
@@ -275,7 +278,9 @@ class Pretraining:
                 raise EvaluationError(
                     f"the decoder joined after update {joins}, but none of its {count} parameters moved"
                 )
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+            # Decay alone would move them as well.
+            if not any(line.get("grad/decoder_norm") for line in lines if line["step"] > joins):
+                raise EvaluationError(f"the decoder joined after update {joins}, but no gradient ever reached it")
         known = set(self.bundle.provenance.task_ids)
         asked = self.prepared.questions.task_ids
         evaluations = [line for line in lines if "ARC/pass@1" in line]

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from etrm.config.schema import Checked, RunConfig
-from etrm.data.arc import Task, overlaps
+from etrm.data.arc import Split, Task, load_arc, overlaps
 from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, arc_agi
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import Batch, Source
@@ -60,6 +60,8 @@ class Prepared:
     disjoint: bool | None  # ARC: no evaluated task repeats a training task, by canonical hash; rules are split by rule
 
 
+FEW = 5  # repeated tasks that are named a line each
+SPLITS: tuple[Split, ...] = ("training", "evaluation")
 UNREAD = (
     "seen_queries",
     "unseen_queries",
@@ -71,10 +73,13 @@ UNREAD = (
 )
 
 
-def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
-    """Source and questions of the config's benchmark over a bundle. ConfigError or DataError says what does not fit."""
+def prepare(config: RunConfig, bundle: Bundle, trained: Sequence[Task] = ()) -> Prepared:
+    """Source and questions of the config's benchmark over a bundle. ConfigError or DataError says what does not fit.
+
+    `trained`: tasks of another benchmark that the model was trained on, which are not asked either.
+    """
     if config.data.benchmark in ARC_AGI:
-        return _whole_arc(config, bundle)
+        return _whole_arc(config, bundle, trained)
     if config.data.benchmark in BENCHMARKS:
         d, b = config.data, benchmark(config.data.benchmark)
         if (d.augmentations, d.colour_augmentation, d.leave_one_out, d.max_demos) != (1, False, False, b.demos):
@@ -102,7 +107,7 @@ def prepare(config: RunConfig, bundle: Bundle) -> Prepared:
     return Prepared(arm.source, Questions(tuple(rows), truths, asked.take, bundle.side), (note,), None)
 
 
-def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
+def _whole_arc(config: RunConfig, bundle: Bundle, trained: Sequence[Task]) -> Prepared:
     if not isinstance(config, PretrainingConfig):
         raise ConfigError(
             f"{config.data.benchmark} needs the key evaluation_tasks (0: all); see cfg_test_frozen_decoder"
@@ -115,7 +120,7 @@ def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
             f"evaluation.{', evaluation.'.join(unread)} would change nothing on {data.benchmark}, whose tasks bring "
             f"their own queries and no controls here; set {' '.join(f'evaluation.{name}=0' for name in unread)}"
         )
-    split = arc_agi(data.benchmark, bundle.side, data.train_tasks, config.evaluation_tasks, seed)
+    split = arc_agi(data.benchmark, bundle.side, data.train_tasks, config.evaluation_tasks, seed, trained)
 
     def source(tasks: Sequence[Task]) -> ArcAgiSource:
         return ArcAgiSource(
@@ -133,16 +138,31 @@ def _whole_arc(config: RunConfig, bundle: Bundle) -> Prepared:
     queries = asked.asked(config.evaluation.augmentations)
     rows = tuple((asked.task_ids[q.task], q.query, q.augmentation) for q in queries)
     truths = {(t.id, i): q.output for t in split.evaluation for i, q in enumerate(t.queries)}
-    known = set(bundle.provenance.task_ids)
-    answered = sum(t.id in known for t in split.evaluation)
+    answered = len(known_to_decoder(bundle, split.evaluation))
     notes = [
         f"decoder_known: the decoder was trained on demonstrations of {answered} of {len(split.evaluation)} evaluation "
         f"tasks ({bundle.provenance.recipe.split(',')[0]}); a score on those is no clean generalisation",
         f"up to {config.evaluation.augmentations} votes a query, {len(rows)} answers an evaluation",
     ]
-    notes += [f"excluded from the evaluation: {b} repeats the training task {a}" for a, b in split.duplicates]
+    notes += repeated_notes("excluded from the evaluation", split.duplicates)
     if split.too_large:
         notes.append(f"left out: {split.too_large} tasks whose grids do not fit {bundle.side}x{bundle.side}")
     questions = Questions(rows, truths, lambda part: asked.encode([queries[i] for i in part]), bundle.side)
     disjoint = not overlaps(split.train, split.evaluation)
     return Prepared(source(split.train), questions, tuple(notes), disjoint)
+
+
+def repeated_notes(what: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Each (training id, evaluation id) named in a line of its own, many of them in one."""
+    if len(pairs) <= FEW:
+        return [f"{what}: {test} repeats the training task {train}" for train, test in pairs]
+    tests = sorted({test for _, test in pairs})
+    return [f"{what}: {len(tests)} tasks that repeat a training task: {', '.join(tests)}"]
+
+
+def known_to_decoder(bundle: Bundle, tasks: Sequence[Task]) -> set[str]:
+    """Ids of the tasks on which the decoder was trained, under their own name or, by canonical hash, another one."""
+    ids = set(bundle.provenance.task_ids)
+    splits = [(version, split) for version in ARC_AGI.values() for split in SPLITS]
+    known = [t for version, split in splits for t in load_arc(version, split) if t.id in ids]
+    return {t.id for t in tasks if t.id in ids} | {test for _, test in overlaps(known, tasks)}

@@ -11,6 +11,8 @@ Legend: B golden samples, S canvas cells, T context tokens, D hidden, V vocabula
 import hashlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -164,6 +166,34 @@ def save_bundle(
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def check_out(folder: Path, recipe: str, data_hash: str) -> None:
+    """BundleError unless a bundle of this recipe and data may be written to `folder`: absent, empty, or its last."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    manifest = folder / "manifest.json"
+    told = read_json(manifest, BundleError, "give a folder that is not there") if manifest.is_file() else None
+    found = told.get("provenance") if isinstance(told, dict) else None
+    if not isinstance(found, dict) or (found.get("recipe"), found.get("data_hash")) != (recipe, data_hash):
+        raise BundleError(f"{folder} is there and holds something else; give an --out that is not there")
+
+
+def replace_bundle(folder: Path, *parts: Any) -> None:
+    """`save_bundle`, whole or not at all: loaded from beside its place first. BundleError where it cannot be kept."""
+    place = folder.resolve()
+    partial, before = (place.with_name(f".{place.name}.{os.getpid()}.{word}") for word in ("partial", "before"))
+    try:
+        save_bundle(partial, *parts)
+        load_bundle(str(partial))
+        if place.exists():
+            os.replace(place, before)
+        os.replace(partial, place)
+    except OSError as error:
+        raise BundleError(f"{folder} was not written ({error.strerror or error}); give another folder") from error
+    finally:
+        for leftover in (partial, before):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def available() -> tuple[str, ...]:

@@ -11,7 +11,6 @@ Legend: S canvas cells, T context tokens, D hidden, W a row's width.
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,17 @@ from torch.overrides import TorchFunctionMode
 
 from etrm.data.arc import Task, load_arc
 from etrm.errors import BundleError, CheckpointError
-from etrm.models.bundle import ASSETS, Bundle, Provenance, bundle_folder, context_statistics, load_bundle, save_bundle
+from etrm.models.bundle import (
+    ASSETS,
+    Bundle,
+    Provenance,
+    bundle_folder,
+    context_statistics,
+    load_bundle,
+    replace_bundle,
+)
 from etrm.models.layers import Attention
-from etrm.models.official_file import OfficialFile, map_state, open_official
+from etrm.models.official_file import CONFIG, OfficialFile, map_state, open_official
 from etrm.models.trm import TRMDecoder, decoder_faults
 
 TABLE_SAMPLE = 256
@@ -86,7 +93,10 @@ def sample_rows(file: OfficialFile, rows: Mapping[str, int] | None) -> tuple[tup
     index, values = list(rows.values()), []
     for start in range(0, len(index), ROWS_AT_ONCE):  # a row drags its neighbourhood into memory, a new mapping lets go
         values.append(map_state(file.path)[name][torch.tensor(index[start : start + ROWS_AT_ONCE])].float())
-    return tuple(rows), torch.cat(values)
+    table = torch.cat(values)
+    if not bool(torch.isfinite(table).all()):
+        raise CheckpointError(f"{file.path}: its puzzle table has rows that are not finite; fetch the file again")
+    return tuple(rows), table
 
 
 def record_sha256(path: Path) -> str:
@@ -165,10 +175,17 @@ def write_bundle_once(path: Path | str, folder: Path, rows: Mapping[str, int] | 
     """
     if (folder / "manifest.json").is_file():
         bundle = load_bundle(str(folder))
-        sha = record_sha256(Path(path)) if Path(path).is_file() else ""
-        if not bundle.provenance.recipe.startswith(RECIPE) or sha not in bundle.provenance.recipe:
+        source = Path(path)
+        # Without the 1.8 GB its name must do.
+        told = record_sha256(source) if source.is_file() else f"{source.parent.name}/{source.name},"
+        if not bundle.provenance.recipe.startswith(RECIPE) or told not in bundle.provenance.recipe:
             raise BundleError(
                 f"{folder} holds another bundle ({bundle.provenance.recipe}); give a folder that is not there"
+            )
+        if source.is_file() and (changed := bundle.structure.differences(open_official(source).structure)):
+            raise BundleError(
+                f"{folder} was made when {source.parent / CONFIG} said otherwise ({'; '.join(changed)}); give a folder "
+                "that is not there"
             )
         held = bundle.provenance.row_names
         if rows is not None and held != tuple(rows):
@@ -182,13 +199,8 @@ def write_bundle_once(path: Path | str, folder: Path, rows: Mapping[str, int] | 
     official = load_official(path, rows)
     s = official.structure
     golden = torch.randint(2, s.vocab_size, (1, s.seq_len), generator=torch.Generator().manual_seed(0))
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        first = torch.zeros(1, dtype=torch.int64)
-        save_bundle(partial, official.decoder, official.table, official.provenance, golden, first)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    first = torch.zeros(1, dtype=torch.int64)
+    replace_bundle(folder, official.decoder, official.table, official.provenance, golden, first)
     return load_bundle(str(folder))
 
 
@@ -199,4 +211,6 @@ def resolve_bundle(name: str) -> Bundle:
         return load_bundle(name)
     if path.is_file() or re.fullmatch(r"step_\d+", path.name):
         return load_official(path)
+    if steps := sorted(p.name for p in path.glob("step_*") if p.is_file()):
+        raise BundleError(f"{path} is the folder of a checkpoint; give the file in it: bundle={path / steps[-1]}")
     return load_bundle(str(bundle_folder(name)))  # bundle_folder raises, naming the bundles that there are

@@ -117,6 +117,8 @@ def map_state(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{path} is no official state dict: expected names and tensors, and nothing else")
+    if odd := [name for name, t in state.items() if t.layout is not torch.strided]:
+        raise CheckpointError(f"{path}: {odd[0]} is {state[odd[0]].layout}, expected a plain tensor")
     return state
 
 

@@ -8,7 +8,7 @@ folder. The lock is `flock`'s and dies with its process. Unix only (`fcntl`).
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etrm.errors import CheckpointError
@@ -26,7 +26,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be what is missing
+            temporary.unlink(missing_ok=True)
         raise unwritten(path, error) from error
 
 
@@ -64,8 +65,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     two processes hold "the" lock on two inodes.
     """
     path = folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise unwritten(path, error) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -77,6 +77,11 @@ def encoder_state(config: RunConfig, model: LossHead, tasks: int) -> TrainState:
     """State for an encoder in front of a frozen decoder: the decoder has no gradient and stands in no optimiser."""
     updates = planned_updates(config.budget, tasks)
     check_schedule(updates, config.optim)
+    if config.freeze.decoder_updates >= updates:
+        raise ConfigError(
+            f"freeze.decoder_updates is {config.freeze.decoder_updates}, but the run has {updates} updates, so the "
+            "decoder would never join; set it below that, or to -1 to keep it frozen"
+        )
     model.decoder.requires_grad_(False).eval()
     encoder = model.model.encoder
     assert isinstance(encoder, nn.Module)

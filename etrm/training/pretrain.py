@@ -16,22 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from etrm.config.compose import to_dict
 from etrm.config.schema import ArchConfig, PretrainConfig
 from etrm.data.arc_agi import ARC_AGI
 from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
 from etrm.data.arc_table import table_source
 from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
-from etrm.data.families import benchmark
+from etrm.data.families import BENCHMARKS, benchmark
 from etrm.data.grids import MAX_SIDE, VOCAB
 from etrm.errors import ConfigError
-from etrm.models.bundle import Provenance, save_bundle
+from etrm.models.bundle import Provenance, check_out, replace_bundle
 from etrm.models.etrm import Episodes, TableTRM, decode
 from etrm.models.trm import Structure, TRMDecoder
 from etrm.training.checkpoint import checkpoint_folder
 from etrm.training.distributed import start, told_ranks
 from etrm.training.durable import alone_in
 from etrm.training.loop import Report, evaluation_points, fit, pretrain_state
-from etrm.training.run import check_ranks, choose_device
+from etrm.training.run import check_ranks, choose_device, keep_config
 from etrm.training.update import LossHead, TrainState
 
 GOLDEN = 4
@@ -52,6 +53,8 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
     have.
     """
     data = config.data
+    if config.table.width > (most := config.arch.context_tokens * config.arch.hidden_size):
+        raise ConfigError(f"table.width is {config.table.width}, more than the context's {most}; set table.width=0")
     if config.loss.objective != "lm" or config.loss.table_share:
         raise ConfigError("a decoder is pretrained by its own loss: set loss.objective=lm loss.table_share=0")
     if data.benchmark in ARC_BENCHMARKS:
@@ -74,6 +77,9 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
             data.benchmark, data.train_tasks, data.augmentations, data.colour_augmentation, MAX_SIDE, config.system.seed
         )
         return PretrainingTask(rows_source, rows_source.row_names, rows_source.held_out())
+    if data.benchmark not in BENCHMARKS:
+        there = ", ".join((*BENCHMARKS, *ARC_BENCHMARKS, *ARC_AGI))
+        raise ConfigError(f"data.benchmark is {data.benchmark!r}; there are {there}")
     if data.augmentations != 1 or data.colour_augmentation or data.leave_one_out:
         raise ConfigError(
             "procedural rules have no augmentation: data.augmentations=1, colour_augmentation and leave_one_out false"
@@ -156,6 +162,9 @@ def pretrain(
     ranks = start(device)
     say = say if ranks.main else lambda text: None
     task = pretraining_task(config)
+    recipe = f"python pretrain_trm.py --config-name {config_name}"
+    described = data_hash(task.row_names, task.ceiling)
+    ranks.by_main(lambda: check_out(out, recipe, described))
     torch.manual_seed(config.system.seed)
     structure = make_structure(config.arch, task.source.side)
     table = TableTRM(TRMDecoder(structure), len(task.row_names), config.table.noise, width=config.table.width)
@@ -176,7 +185,7 @@ def pretrain(
     log = folder / "metrics.jsonl"
     told = report if ranks.main else None
     with ExitStack() as held:
-        ranks.by_main(lambda: _hold(held, folder))
+        ranks.by_main(lambda: _hold(held, folder, config))
         record = fit(config, state, task.source, rng, device, log, folder, points, told, stop_after, say, ranks)
     if record.executed_updates < record.planned_updates:
         return state
@@ -187,11 +196,11 @@ def pretrain(
                 p.copy_(state.ema.shadow[name])
     right = exact()
     provenance = Provenance(
-        recipe=f"python pretrain_trm.py --config-name {config_name}",
+        recipe=recipe,
         benchmark=config.data.benchmark,
         seed=config.system.seed,
         updates=record.executed_updates,
-        data_hash=data_hash(task.row_names, task.ceiling),
+        data_hash=described,
         task_ids=task.source.task_ids,
         row_names=task.row_names,
         torch=torch.__version__,
@@ -201,10 +210,11 @@ def pretrain(
     table.requires_grad_(False).to("cpu")
     inputs, rows = torch.from_numpy(golden.inputs), torch.from_numpy(golden.row)
     weights = table.puzzle_emb.weights.detach()
-    ranks.by_main(lambda: save_bundle(out, table.decoder, weights, provenance, inputs, rows))
+    ranks.by_main(lambda: replace_bundle(out, table.decoder, weights, provenance, inputs, rows))
     say(f"wrote {out}: {right} of {len(task.ceiling)} exact with its own contexts")
     return state
 
 
-def _hold(held: ExitStack, folder: Path) -> None:
+def _hold(held: ExitStack, folder: Path, config: PretrainConfig) -> None:
     held.enter_context(alone_in(folder))
+    keep_config(folder, to_dict(config), "config.yaml")

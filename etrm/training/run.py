@@ -85,35 +85,47 @@ def open_run_folder(root: Path, config: RunConfig, bundle: Bundle) -> Path:
     Raises CheckpointError if the folder was written under another config or bundle, or lost this file.
     """
     folder = checkpoint_folder(root, config.project, config.run)
-    # The width of a row is not the structure's, but the official reader asks for it.
-    arch = official_arch(bundle.structure) | {"puzzle_emb_ndim": int(bundle.table.shape[1])}
-    wanted = to_dict(config) | {"arch": arch, "bundle_sha256": bundle.sha256}
-    path = folder / CONFIG
+    keep_config(folder, to_dict(config) | {"arch": arch_of(bundle), "bundle_sha256": bundle.sha256})
+    return folder
+
+
+def arch_of(bundle: Bundle) -> dict[str, Any]:
+    """A bundle's structure as all_config.yaml has it; the official reader asks for the width of a row beside it."""
+    return official_arch(bundle.structure) | {"puzzle_emb_ndim": int(bundle.table.shape[1])}
+
+
+def keep_config(folder: Path, wanted: dict[str, Any], name: str = CONFIG) -> None:
+    """Write the run's config file once. CheckpointError if the folder was written under another, or lost this file."""
+    path = folder / name
     if path.is_file():
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise CheckpointError(f"{path} cannot be read ({first_line(error)}); choose another run=NAME") from error
-        changed = sorted(_changed(found, wanted))
+        changed = sorted(differences(read_config(path), wanted))
         if changed:
             raise CheckpointError(
                 f"{folder} was written under another config ({', '.join(changed[:6])} differ); nothing was written, "
                 "choose another run=NAME"
             )
-        return folder
+        return
     if steps_in(folder):
-        raise CheckpointError(
-            f"{folder} has checkpoints but no {CONFIG} to tell what they are; choose another run=NAME"
-        )
+        raise CheckpointError(f"{folder} has checkpoints but no {name} to tell what they are; choose another run=NAME")
     write_whole(path, yaml.safe_dump(wanted).encode())
-    return folder
 
 
-def _changed(found: object, wanted: object, at: str = "") -> list[str]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config file. CheckpointError where it is missing or no mapping."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); choose another run=NAME") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is no mapping; choose another run=NAME")
+    return found
+
+
+def differences(found: object, wanted: object, at: str = "") -> list[str]:
     """Dotted keys in which two nested configs differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys((*wanted, *found))
         absent = object()  # a key whose value is null is there
         pairs = ((k, found.get(k, absent), wanted.get(k, absent)) for k in keys)
-        return [d for k, mine, theirs in pairs for d in _changed(mine, theirs, f"{at}.{k}" if at else str(k))]
+        return [d for k, mine, theirs in pairs for d in differences(mine, theirs, f"{at}.{k}" if at else str(k))]
     return [] if same_plain(found, wanted) else [at or CONFIG]

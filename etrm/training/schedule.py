@@ -25,8 +25,8 @@ def learning_rate_factor(update: int, updates: int, optim: OptimConfig) -> float
 def check_schedule(updates: int, optim: OptimConfig) -> None:
     """ConfigError if warm-up takes more than a fifth of the run: then the base rate is hardly used."""
     if optim.warmup_updates > WARMUP_LIMIT * updates:
-        share = optim.warmup_updates / updates
+        share, most = optim.warmup_updates / updates, int(WARMUP_LIMIT * updates)
         raise ConfigError(
             f"optim.warmup_updates {optim.warmup_updates} is {share:.0%} of {updates} updates, "
-            f"at most {WARMUP_LIMIT:.0%} is allowed; set optim.warmup_updates={int(WARMUP_LIMIT * updates)} or less"
+            f"at most {WARMUP_LIMIT:.0%} is allowed; set optim.warmup_updates={most}{' or less' * (most > 0)}"
         )

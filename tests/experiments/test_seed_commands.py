@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from etrm.data.arc import fits, load_arc
+from etrm.data.arc import fits, load_arc, overlaps
 from tests.official_samples import FULL, PREFIX, TINY, official_state, write_official
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +212,65 @@ def test_two_ranks_run_the_seeds_command_and_the_full_evaluation(official: Path,
     assert results[0] == results[1]
 
 
+@pytest.mark.thorough
+@pytest.mark.arc
+def test_an_encoder_is_not_asked_what_it_was_trained_on_under_another_name(call, tmp_path: Path) -> None:
+    """377 of ARC-1's evaluation tasks are ARC-2's training tasks; the decoder it was trained with must be there too."""
+    structure = dataclasses.replace(TINY, seq_len=900, h_cycles=1, l_cycles=1, halt_max_steps=1)
+    official = write_official(tmp_path / "official_trm" / "arc_v1_public", structure)
+    trained = ("data.benchmark=arc-agi-2", "budget.epochs=0", "budget.updates=1", "budget.evaluations=0")
+    small = (*SMALL, *trained, "data.train_tasks=0", "budget.checkpoint_every=1", "optim.warmup_updates=0")
+    status, _, err = call(*COMMAND, f"bundle={official}", *small, "--checkpoints", tmp_path / "c")
+    assert (status, err) == (0, "")
+    step = tmp_path / "c" / "ETRM-FrozenDecoder-Test" / "frozen_decoder" / "step_1"
+    script, options = "scripts/evaluate_arc.py", ("--augmentations", 1, "--device", "cpu", "--out")
+    status, out, err = call(script, "--checkpoint", step, *options, tmp_path / "asked")
+    assert (status, err) == (0, "") and "tasks that repeat a training task" in out
+    asked = load_arc(1, "evaluation")
+    repeated = {test for _, test in overlaps([*load_arc(2, "training"), *load_arc(1, "training")], asked)}
+    found = json.loads((tmp_path / "asked" / "result.json").read_text())
+    assert found["evaluated_tasks"] == 400 - len(repeated) < 30
+
+    config = official.with_name("all_config.yaml")
+    config.write_text(config.read_text().replace("L_cycles: 1", "L_cycles: 5"))
+    status, out, err = call(script, "--checkpoint", step, *options, tmp_path / "other")
+    assert status == 1 and "was trained in front of another decoder" in err and "arch.L_cycles" in err
+    assert len(err.splitlines()) == 1 and not (tmp_path / "other").exists()
+
+
+@pytest.mark.thorough
+@pytest.mark.arc
+def test_places_that_cannot_be_written_end_in_one_sentence(call, official: Path, tmp_path: Path) -> None:
+    there = tmp_path / "afile"
+    there.write_text("mine")
+    status, _, err = call(*COMMAND, f"bundle={official}", *SMALL, "--checkpoints", there)
+    assert status == 1 and len(err.splitlines()) == 1 and "was not written" in err
+    for wrong, told in (
+        (("--checkpoints", there), "was not written"),
+        (("--checkpoints", tmp_path / "c", "--out", there), "holds something else"),
+        (
+            ("--checkpoints", tmp_path / "c", "data.benchmark=arc-agi-3"),
+            "data.benchmark is 'arc-agi-3'; there are micro",
+        ),
+        (("--checkpoints", tmp_path / "c", "table.width=64"), "table.width is 64, more than the context's 32"),
+        (("--checkpoints", tmp_path / "c", "arch.num_heads=3"), "expected a multiple of num_heads 3"),
+    ):
+        command = ("pretrain_trm.py", "--config-name", "cfg_pretrain_trm_arc1", *TRM_PROTOCOL)
+        status, _, err = call(*command, *wrong)
+        assert status == 1 and len(err.splitlines()) == 1 and told in err, err
+    for wrong, told in (
+        (("encoder.num_heads=5",), "expected a multiple of num_heads 5"),
+        (("freeze.decoder_updates=6",), "would never join"),
+        (("freeze.decoder_updates=2", "freeze.joint_lr=0"), "freeze.joint_lr is 0"),
+    ):
+        status, _, err = call(*COMMAND, f"bundle={official}", *SMALL, *wrong, "--checkpoints", tmp_path / "c")
+        assert status == 1 and len(err.splitlines()) == 1 and told in err, err
+    names = ("--identifiers", tmp_path / "none.json", "--out", tmp_path / "out", "--device", "cpu")
+    status, _, err = call("scripts/evaluate_arc.py", "--checkpoint", ROOT / "etrm" / "assets" / "arc-1", *names)
+    assert status == 1 and len(err.splitlines()) == 1 and "leave --identifiers out" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["afile", "official_trm"] and there.read_text() == "mine"
+
+
 TRM_PROTOCOL = (
     "data.train_tasks=2", "data.augmentations=4", "arch.hidden_size=16", "arch.num_heads=2", "arch.context_tokens=2",
     "arch.h_cycles=1", "arch.l_cycles=1", "arch.halt_max_steps=1", "table.width=16", "system.device=cpu",
@@ -374,7 +433,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 from etrm.models.official import load_official
-from etrm.data.arc import fits, load_arc
+from etrm.data.arc import fits, load_arc, overlaps
 from tests.official_samples import FULL, write_official
 
 def resident():

@@ -342,12 +342,47 @@ def test_the_command_keeps_a_sample_or_with_their_names_all_rows_of_the_table(
     assert "256 table rows (row_1, …), not the 299 asked for (task1, …)" in capsys.readouterr().err
 
 
+def test_a_bundle_of_another_path_or_structure_is_not_taken_for_this_one(folder: Path, tmp_path: Path) -> None:
+    path, out = write_official(folder), tmp_path / "bundle"
+    write_bundle_once(path, out)
+    with pytest.raises(BundleError, match="another bundle"):
+        write_bundle_once(tmp_path / "nowhere" / "step_1", out)
+    config = folder / "all_config.yaml"
+    config.write_text(config.read_text().replace("L_cycles: 2", "L_cycles: 3"))
+    with pytest.raises(BundleError, match=r"said otherwise \(l_cycles"):
+        write_bundle_once(path, out)
+
+
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "not finite"), (None, "expected a plain tensor")])
+def test_a_table_that_no_encoder_can_match_is_refused_and_leaves_nothing(
+    folder: Path, tmp_path: Path, value: float | None, told: str
+) -> None:
+    path = write_official(folder)
+    state = official_state(TINY, 400)
+    name = next(n for n in state if "puzzle_emb" in n)
+    state[name] = state[name].to_sparse() if value is None else torch.full_like(state[name], value)
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=told):
+        write_bundle_once(path, tmp_path / "bundle")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    path = write_official(folder)
+    (tmp_path / "afile").write_text("mine")
+    with pytest.raises(BundleError, match="was not written"):
+        write_bundle_once(path, tmp_path / "afile" / "bundle")
+    assert (tmp_path / "afile").read_text() == "mine"
+
+
 def test_resolve_bundle_takes_a_name_a_folder_and_a_file(folder: Path, tmp_path: Path) -> None:
     path = write_official(folder)
     write_bundle_once(path, tmp_path / "bundle")
     assert resolve_bundle(str(path)).structure == TINY
     assert resolve_bundle(str(tmp_path / "bundle")).structure == TINY
     assert resolve_bundle("micro").provenance.benchmark == "micro-2"
+    with pytest.raises(BundleError, match=r"give the file in it: bundle=.*/step_518071"):
+        resolve_bundle(str(folder))
     with pytest.raises(BundleError, match="no decoder bundle 'mikro'"):
         resolve_bundle("mikro")
     with pytest.raises(CheckpointError, match="its folder has step_518071"):

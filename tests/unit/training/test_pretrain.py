@@ -13,7 +13,7 @@ from etrm.config.schema import PretrainConfig
 from etrm.data.arc import load_arc
 from etrm.data.arc_split import ARC_BENCHMARKS
 from etrm.data.grids import IGNORE
-from etrm.errors import ConfigError, DataError
+from etrm.errors import BundleError, CheckpointError, ConfigError, DataError
 from etrm.models.bundle import load_bundle
 from etrm.models.etrm import TableTRM
 from etrm.models.trm import TRMDecoder, table_context
@@ -228,3 +228,28 @@ def test_ranks_that_would_draw_the_same_noise_are_refused(tmp_path: Path, monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"table.noise is 1.0, which 2 ranks would draw alike"):
         run(tmp_path, config())
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    chosen = config()
+    run(tmp_path, chosen)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()}
+    other = replace(config("system.seed=5"), run="other")
+    with pytest.raises(BundleError, match="holds something else; give an --out"):
+        pretrain(other, "cfg_y", tmp_path / "bundle", tmp_path / "c", say=lambda text: None)
+    assert kept == {p.name: p.read_bytes() for p in (tmp_path / "bundle").iterdir()} and not (tmp_path / "c").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match="holds something else"):
+        pretrain(chosen, "cfg_x", tmp_path / "mine", tmp_path / "checkpoints", say=lambda text: None)
+
+
+def test_a_run_without_a_checkpoint_keeps_its_log_from_another(tmp_path: Path) -> None:
+    first = config("budget.checkpoint_every=0")
+    run(tmp_path / "first", first)
+    log = next(tmp_path.rglob("metrics.jsonl"))
+    kept = log.read_bytes()
+    with pytest.raises(CheckpointError, match=r"written under another config \(system.seed differ"):
+        pretrain(replace(first, system=replace(first.system, seed=9)), "cfg_x", tmp_path / "b",
+                 tmp_path / "first" / "checkpoints", say=lambda text: None)  # fmt: skip
+    assert log.read_bytes() == kept
