@@ -169,8 +169,9 @@ def start(device: torch.device, environment: Mapping[str, str] = os.environ) -> 
 
 
 def finish() -> None:
-    """Leave the process group, where there is one."""
+    """Leave the process group, where there is one, all ranks together."""
     if dist.is_initialized():
+        dist.barrier()  # a rank that leaves while another still talks to it can end either in C++'s terminate()
         dist.destroy_process_group()
 
 

@@ -22,7 +22,7 @@ def words(text: str) -> list[str]:
 
 
 MICRO = words(
-    "bundle=micro run=r data.benchmark=micro-1 data.train_tasks=0 data.augmentations=1 data.max_demos=3 "
+    "bundle=micro run=r data.benchmark=micro-2 data.train_tasks=0 data.augmentations=1 data.max_demos=3 "
     "data.colour_augmentation=false encoder.name=aligned encoder.hidden_size=32 encoder.num_heads=2 encoder.layers=1 "
     "budget.updates=4 budget.epochs=0 budget.batch_size=4 budget.log_every=1 budget.checkpoint_every=2 "
     "budget.evaluations=1 optim.warmup_updates=0 optim.ema_decay=0.5 evaluation_tasks=2 evaluation.seen_queries=1 "
