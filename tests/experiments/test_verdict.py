@@ -272,6 +272,8 @@ def test_confidence_of_each_scenario() -> None:
     assert [judge(e).confidence for e in (at_twice, beyond)] == ["moderate", "high"]
     never = with_headline(healthy(), 1, (0.0, 0.008))
     assert judge(never).scenario == "C"
+    at_half, between = (with_headline(healthy(), 1, (0.0, high)) for high in (0.01, 0.015))
+    assert [(judge(e).scenario, judge(e).confidence) for e in (at_half, between)] == [("C", "moderate")] * 2
     blind = replace(never, oracle_demos=FAILED_ORACLE)
     assert [judge(e).confidence for e in (never, blind)] == ["high", "moderate"]
     assert [judge(replace(e, seeds=1)).confidence for e in (never, blind)] == ["moderate", "low"]

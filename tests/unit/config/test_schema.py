@@ -160,3 +160,15 @@ def test_the_refusal_of_a_number_says_its_range(section: object, field: str, val
 @pytest.mark.parametrize(("field", "value"), [("beta1", 0.0), ("cooldown_share", 1.0), ("min_ratio", 1.0)])
 def test_the_ends_of_a_range_are_inside(field: str, value: float) -> None:
     assert getattr(replace(OPTIM, **{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("encoder.num_heads=5", r": EncoderConfig\.hidden_size is 96, expected a multiple of num_heads 5;"),
+        ("arch.num_heads=5", r": ArchConfig\.hidden_size is 32, expected a multiple of num_heads 5;"),
+    ],
+)
+def test_heads_share_the_hidden_size_evenly(override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        loaded("cfg_micro" if override.startswith("encoder") else "cfg_pretrain_micro", override)
