@@ -14,7 +14,7 @@ from pathlib import Path
 from etrm.errors import EtrmError
 from etrm.experiment.pretraining import Pretraining, load_run
 from etrm.experiment.progress import PhaseProgress
-from etrm.training.distributed import finish
+from etrm.training.distributed import end_script
 
 
 def main() -> int:
@@ -43,8 +43,7 @@ def main() -> int:
         return 130
     if run.ranks.main:
         print(f"decoder: {summary['decoder']['fate']}\nwrote {run.folder}")
-    finish()
-    return 0
+    return end_script()
 
 
 if __name__ == "__main__":

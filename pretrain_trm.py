@@ -13,7 +13,7 @@ from pathlib import Path
 from etrm.config.compose import load
 from etrm.config.schema import PretrainConfig
 from etrm.errors import EtrmError
-from etrm.training.distributed import finish
+from etrm.training.distributed import end_script
 from etrm.training.pretrain import pretrain
 
 
@@ -42,8 +42,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    finish()
-    return 0
+    return end_script()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from etrm.experiment.full_evaluation import (  # noqa: E402
     write_result,
 )
 from etrm.experiment.progress import PhaseProgress  # noqa: E402
-from etrm.training.distributed import finish, start, told_ranks  # noqa: E402
+from etrm.training.distributed import end_script, start, told_ranks  # noqa: E402
 from etrm.training.run import choose_device  # noqa: E402
 
 
@@ -53,7 +53,6 @@ def run(arguments: argparse.Namespace, progress: PhaseProgress) -> None:
         for name, value in found.items():
             print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
         print(f"wrote {path}")
-    finish()
 
 
 def main() -> int:
@@ -86,7 +85,7 @@ def main() -> int:
         progress.close()
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    return 0
+    return end_script()
 
 
 if __name__ == "__main__":

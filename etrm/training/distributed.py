@@ -10,6 +10,7 @@ Legend: B this rank's slots, K demonstrations.
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
@@ -168,11 +169,26 @@ def start(device: torch.device, environment: Mapping[str, str] = os.environ) -> 
     return Ranks(rank, size, local, host)
 
 
-def finish() -> None:
-    """Leave the process group, where there is one, all ranks together."""
-    if dist.is_initialized():
-        dist.barrier()  # a rank that leaves while another still talks to it can end either in C++'s terminate()
-        dist.destroy_process_group()
+def finish() -> bool:
+    """Leave the process group, where there is one, all ranks together; whether there was one."""
+    if not dist.is_initialized():
+        return False
+    dist.barrier()  # a rank that leaves while another still talks to it can end either in C++'s terminate()
+    dist.destroy_process_group()
+    return True
+
+
+def end_script() -> int:
+    """The last call of a script that succeeded: `finish`, and exit status 0. A rank of several does not return.
+
+    Now and then the teardown of torch's threads aborts a rank whose work is done and on disk; a launcher would report
+    the whole run as failed.
+    """
+    if finish():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
 
 
 def gather_carry(carry: Carry, ranks: Ranks) -> Carry | None:
