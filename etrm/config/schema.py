@@ -19,7 +19,9 @@ COUNTED = frozenset({"batch_size", "log_every", "max_demos", "num_heads", "hidde
 
 
 class Checked:
-    """Refuses numbers outside their field's range: nothing below is negative, but for `decoder_updates` -1."""
+    """Refuses numbers outside their field's range: nothing below is negative, but for `decoder_updates` -1. Where a
+    section has both, `num_heads` must divide `hidden_size`.
+    """
 
     def __post_init__(self) -> None:
         """ConfigError naming the section's field, its value and what was expected."""
@@ -34,12 +36,9 @@ class Checked:
                     "at least" if most > 1 else f"at most 1{', without 1 itself,' * (f.name in DECAYS)} and at least"
                 )
                 raise ConfigError(f"{type(self).__name__}.{f.name} is {value}, expected {limit} {least}")
-
-
-def check_heads(section: str, hidden_size: int, num_heads: int) -> None:
-    """ConfigError unless `num_heads` divides `hidden_size`."""
-    if hidden_size % num_heads:
-        raise ConfigError(f"{section}.hidden_size is {hidden_size}, expected a multiple of num_heads {num_heads}")
+        size, heads = getattr(self, "hidden_size", 0), getattr(self, "num_heads", 1)
+        if size % heads:
+            raise ConfigError(f"{type(self).__name__}.hidden_size is {size}, expected a multiple of num_heads {heads}")
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ class EncoderConfig(Checked):
     num_heads: int
     layers: int
     set_layers: int
-
-    def __post_init__(self) -> None:
-        """ConfigError also where the heads do not share the hidden size evenly."""
-        super().__post_init__()
-        check_heads("EncoderConfig", self.hidden_size, self.num_heads)
 
 
 @dataclass(frozen=True)
@@ -185,11 +179,6 @@ class ArchConfig(Checked):
     rms_norm_eps: float
     forward_dtype: Literal["float32", "bfloat16"]
     halt_max_steps: int
-
-    def __post_init__(self) -> None:
-        """ConfigError also where the heads do not share the hidden size evenly."""
-        super().__post_init__()
-        check_heads("ArchConfig", self.hidden_size, self.num_heads)
 
 
 @dataclass(frozen=True)

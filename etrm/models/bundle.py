@@ -179,21 +179,26 @@ def check_out(folder: Path, recipe: str, data_hash: str) -> None:
         raise BundleError(f"{folder} is there and holds something else; give an --out that is not there")
 
 
-def replace_bundle(folder: Path, *parts: Any) -> None:
-    """`save_bundle`, whole or not at all: loaded from beside its place first. BundleError where it cannot be kept."""
+def replace_bundle(folder: Path, *parts: Any) -> Bundle:
+    """`save_bundle`, whole or not at all, and the bundle, which is loaded from beside its place first. BundleError
+    where it cannot be kept.
+    """
     place = folder.resolve()
     partial, before = (place.with_name(f".{place.name}.{os.getpid()}.{word}") for word in ("partial", "before"))
     try:
         save_bundle(partial, *parts)
-        load_bundle(str(partial))
+        bundle = load_bundle(str(partial))
         if place.exists():
             os.replace(place, before)
         os.replace(partial, place)
     except OSError as error:
         raise BundleError(f"{folder} was not written ({error.strerror or error}); give another folder") from error
     finally:
+        if before.exists() and not place.exists():  # the second renaming failed
+            os.replace(before, place)
         for leftover in (partial, before):
             shutil.rmtree(leftover, ignore_errors=True)
+    return replace(bundle, name=str(folder))
 
 
 def available() -> tuple[str, ...]:

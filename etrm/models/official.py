@@ -200,8 +200,7 @@ def write_bundle_once(path: Path | str, folder: Path, rows: Mapping[str, int] | 
     s = official.structure
     golden = torch.randint(2, s.vocab_size, (1, s.seq_len), generator=torch.Generator().manual_seed(0))
     first = torch.zeros(1, dtype=torch.int64)
-    replace_bundle(folder, official.decoder, official.table, official.provenance, golden, first)
-    return load_bundle(str(folder))
+    return replace_bundle(folder, official.decoder, official.table, official.provenance, golden, first)
 
 
 def resolve_bundle(name: str) -> Bundle:

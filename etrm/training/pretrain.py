@@ -210,7 +210,11 @@ def pretrain(
     table.requires_grad_(False).to("cpu")
     inputs, rows = torch.from_numpy(golden.inputs), torch.from_numpy(golden.row)
     weights = table.puzzle_emb.weights.detach()
-    ranks.by_main(lambda: replace_bundle(out, table.decoder, weights, provenance, inputs, rows))
+
+    def export() -> None:  # what it returned would be sent to every rank
+        replace_bundle(out, table.decoder, weights, provenance, inputs, rows)
+
+    ranks.by_main(export)
     say(f"wrote {out}: {right} of {len(task.ceiling)} exact with its own contexts")
     return state
 

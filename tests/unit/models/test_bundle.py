@@ -4,6 +4,7 @@ Legend: R table rows, S canvas cells, T context tokens, D hidden.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from etrm.errors import BundleError
 from etrm.models import bundle as bundles
-from etrm.models.bundle import Provenance, context_statistics, load_bundle, save_bundle
+from etrm.models.bundle import Provenance, context_statistics, load_bundle, replace_bundle, save_bundle
 from etrm.models.trm import Structure, TRMDecoder, table_context
 
 pytestmark = pytest.mark.fast
@@ -197,3 +198,25 @@ def test_every_embedded_bundle_loads(name: str) -> None:
     loaded = load_bundle(name)
     assert loaded.provenance.recipe.startswith("python pretrain_trm.py --config-name ")
     assert len(loaded.provenance.row_names) == len(loaded.table)
+
+
+def test_a_bundle_that_cannot_be_put_in_its_place_leaves_the_one_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real = load_bundle(str(folder)), os.replace
+    parts = before.decoder, before.table * 2, PROVENANCE, INPUTS, ROWS
+
+    def full(source: Path, target: Path) -> None:
+        if Path(source).name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(BundleError, match="was not written"):
+        replace_bundle(folder, *parts)
+    assert load_bundle(str(folder)).sha256 == before.sha256
+    monkeypatch.undo()
+    after = replace_bundle(folder, *parts)
+    assert after.name == str(folder) and torch.equal(after.table, before.table * 2)
+    assert after.sha256 == load_bundle(str(folder)).sha256 != before.sha256
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
