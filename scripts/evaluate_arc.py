@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from etrm.errors import EtrmError  # noqa: E402  (the repository need not be installed)
 from etrm.experiment.arc_subject import Wanted, subject_of  # noqa: E402
 from etrm.experiment.full_evaluation import (  # noqa: E402
+    PASS_AT,
     answer_missing,
     count_votes,
     open_evaluation,
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace, progress: PhaseProgress) -> None:
     ranks = start(device)
     wanted = Wanted(arguments.benchmark, arguments.tasks, arguments.augmentations, arguments.weights, arguments.seed)
     subject = subject_of(arguments.checkpoint, arguments.identifiers, wanted, device)
-    open_evaluation(arguments.out, subject.identity, ranks)
+    identity = subject.identity | ({"decide": arguments.decide} if arguments.decide else {})
+    open_evaluation(arguments.out, identity, ranks)
     if ranks.main:
         for note in subject.notes:
             progress.say(note)
@@ -46,10 +48,11 @@ def run(arguments: argparse.Namespace, progress: PhaseProgress) -> None:
         device,
         ranks,
         progress if ranks.main else None,
+        decide=arguments.decide,
     )
     if ranks.main:
-        found = result_of(count_votes(subject.questions, arguments.out), subject.duplicates)
-        path = write_result(arguments.out, found | {"notes": list(subject.notes), **subject.identity})
+        found = result_of(count_votes(subject.questions, arguments.out, arguments.decide), subject.duplicates)
+        path = write_result(arguments.out, found | {"notes": list(subject.notes), **identity})
         for name, value in found.items():
             print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
         print(f"wrote {path}")
@@ -66,6 +69,14 @@ def main() -> int:
     parser.add_argument("--benchmark", default="arc-agi-1", help="arc-agi-1 (default) or arc-agi-2")
     parser.add_argument("--tasks", type=int, default=0, help="how many evaluation tasks; 0 (default): all")
     parser.add_argument("--augmentations", type=int, default=1000, help="votes a query, at most (default 1000)")
+    parser.add_argument(
+        "--decide",
+        type=int,
+        choices=(0, *PASS_AT[:4]),
+        default=0,
+        metavar="K",
+        help="ask a query only until no vote to come can change pass@1 to pass@K (1, 2, 5 or 10; default 0: all votes)",
+    )
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of an encoder (default ema)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")

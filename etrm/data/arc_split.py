@@ -45,7 +45,10 @@ class ArcSplit:
         return self.train + self.unseen_known
 
 
-ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {"arc-1": ArcBenchmark("arc-1", 9, 16, 62, 12, 1)}
+ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {
+    "arc-1": ArcBenchmark("arc-1", 9, 16, 62, 12, 1),
+    "arc-2": ArcBenchmark("arc-2", 10, 20, 80, 12, 1),
+}
 
 
 def arc_benchmark(version: str) -> ArcBenchmark:

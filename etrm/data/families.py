@@ -182,6 +182,7 @@ class Split:
 BENCHMARKS: Mapping[str, Benchmark] = {
     "micro-2": Benchmark("micro-2", ("dihedral_recolour",), 3, 4, 0.0, 3, 44, 12, 1),
     "cal-1": Benchmark("cal-1", ("dihedral_recolour",), 5, 4, 0.2, 3, 52, 12, 1),
+    "cal-2": Benchmark("cal-2", tuple(FAMILIES), 5, 4, 0.2, 3, 208, 24, 1),
 }
 
 

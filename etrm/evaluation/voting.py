@@ -211,6 +211,15 @@ def _rank_of(truth: str, votes: Mapping[Augmentation, tuple[str, float]]) -> int
     return order.index(truth) + 1 if truth in halts else None
 
 
+def decided(counts: Sequence[int], left: int, k: int) -> bool:
+    """Whether `left` more votes, whatever they say, leave the k most voted grids and their order as they are.
+
+    counts: votes of each grid so far, in any order. Strict: a tie would be broken by halt probabilities.
+    """
+    most = [*sorted(counts, reverse=True), *[0] * (k + 1)]
+    return all(most[place] - most[place + 1] > left for place in range(k))
+
+
 def shard_queries(queries: Sequence[Row], rank: int, world: int) -> list[Row]:
     """This rank's queries, every world-th from `rank`: over all ranks each query exactly once, sizes within 1."""
     if not (world >= 1 and 0 <= rank < world):

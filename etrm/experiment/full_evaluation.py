@@ -2,7 +2,8 @@
 
 A folder holds `evaluation.json` (what is evaluated; another one is refused), `answers-R.jsonl` of each rank R and, at
 the end, `result.json`. Notable: whatever ranks wrote before, the ranks of now share what is missing, so each question
-is answered exactly once at any number of ranks and restarts; the votes are counted from the files alone.
+is answered exactly once at any number of ranks and restarts; the votes are counted from the files alone. With `decide`
+k a query is asked no further once no vote to come can change its k most voted grids: pass@1 to pass@k stay the same.
 
 Legend: h, w a predicted grid's height and width.
 """
@@ -20,14 +21,14 @@ import torch
 from etrm.data.grids import crop
 from etrm.errors import EvaluationError
 from etrm.evaluation.statistics import rung_result
-from etrm.evaluation.voting import ALL_RULE, FRACTION_RULE, Vote, VoteResult, shard_queries
+from etrm.evaluation.voting import ALL_RULE, FRACTION_RULE, Vote, VoteResult
 from etrm.experiment.asking import answers
+from etrm.experiment.open_questions import Drawn, OpenQuestions
 from etrm.experiment.progress import PhaseProgress
 from etrm.experiment.questions import Questions
 from etrm.training.distributed import ALONE, Ranks
 
 PASS_AT = (1, 2, 5, 10, 100, 1000)
-Drawn = tuple[np.ndarray, float]  # the predicted grid (h, w), 0-sized where none was drawn, and its halt logit
 
 
 def open_evaluation(folder: Path, identity: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
@@ -93,6 +94,7 @@ def answer_missing(
     ranks: Ranks = ALONE,
     progress: PhaseProgress | None = None,
     stop_after: int | None = None,
+    decide: int = 0,
 ) -> int:
     """Answer what the folder lacks, this rank's share of it, in batches of `size`; returns how many are missing still.
 
@@ -100,24 +102,29 @@ def answer_missing(
     is of rank 0's share.
     """
     count = len(questions.rows)
-    there = read_answers(folder, count)
-    missing = [row for row in range(count) if row not in there]
+    todo = OpenQuestions(questions, read_answers(folder, count), decide)
     ranks.wait()  # nobody writes before everybody has read
-    mine = shard_queries(missing, ranks.rank, ranks.size)[:stop_after]
+    todo.share(ranks.rank, ranks.size)
+    budget = len(todo) if stop_after is None else min(stop_after, len(todo))
     path = folder / f"answers-{ranks.rank}.jsonl"
     _drop_torn_line(path)
-    shown = nullcontext() if progress is None or not mine else progress("answers", len(mine))
+    shown = nullcontext() if progress is None or not budget else progress("answers", budget)
     with path.open("a") as file, shown as advance:
-        for part, tokens, halts in answers(model, questions, mine, size, device):
-            for row, predicted, halt in zip(part.tolist(), tokens, halts, strict=True):
-                grid = crop(predicted, questions.side)
-                cells = "".join(map(str, grid.ravel().tolist()))
-                file.write(json.dumps([row, *grid.shape, cells, float(halt)]) + "\n")
+        while wave := todo.wave(min(size, budget)):
+            budget -= len(wave)
+            for part, tokens, halts in answers(model, questions, wave, size, device):
+                for row, predicted, halt in zip(part.tolist(), tokens, halts, strict=True):
+                    grid = crop(predicted, questions.side)
+                    todo.answered(row, grid)
+                    cells = "".join(map(str, grid.ravel().tolist()))
+                    file.write(json.dumps([row, *grid.shape, cells, float(halt)]) + "\n")
             file.flush()
             if advance is not None:
-                advance(len(part))
+                advance(len(wave))
+        if advance is not None:
+            advance(budget)  # what was decided meanwhile
     ranks.wait()
-    return count - len(read_answers(folder, count))
+    return len(OpenQuestions(questions, read_answers(folder, count), decide))
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -126,21 +133,21 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def count_votes(questions: Questions, folder: Path) -> VoteResult:
-    """Vote over the answers on disk. EvaluationError if a question has none."""
+def count_votes(questions: Questions, folder: Path, decide: int = 0) -> VoteResult:
+    """Vote over the answers on disk: pass@k for every k, or up to `decide`. EvaluationError if a question lacks one."""
     there = read_answers(folder, len(questions.rows))
-    if lacking := len(questions.rows) - len(there):
+    if lacking := len(OpenQuestions(questions, there, decide)):
         raise EvaluationError(f"{folder} lacks {lacking} of {len(questions.rows)} answers; run the command again")
     vote = Vote(questions.truths)
     for row, (grid, halt) in there.items():
         task, query, augmentation = questions.rows[row]
         vote.add_grid(task, query, augmentation, grid, halt)
-    return vote.result(PASS_AT)
+    return vote.result([k for k in PASS_AT if not decide or k <= decide])
 
 
 def result_of(result: VoteResult, left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """The scores as plain numbers, and the same without the tasks `left_out` where any of them was asked."""
-    found: dict[str, Any] = {f"ARC/pass@{k}": result.pass_at(k, FRACTION_RULE) for k in PASS_AT}
+    found: dict[str, Any] = {f"ARC/pass@{k}": result.pass_at(k, FRACTION_RULE) for k in result.by_k}
     found["ARC/pass@1/all_tests"] = result.pass_at(1, ALL_RULE)
     per_task = result.by_k[1].per_task
     rung = rung_result("pass@1", per_task)

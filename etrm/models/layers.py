@@ -31,11 +31,11 @@ def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis without gain, computed in fp32 (at least) and returned in x's dtype; shape kept."""
+def rms_norm(x: Tensor, eps: float, axis: int = -1) -> Tensor:
+    """RMSNorm over one axis without gain, computed in fp32 (at least) and returned in x's dtype; shape kept."""
     wide = x.to(at_least_fp32(x.dtype))
     # Spelled out: torch's own rms_norm rounds otherwise, which the recursion amplifies, and is slower on the CPU.
-    return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)).to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().mean(dim=axis, keepdim=True) + eps)).to(x.dtype)
 
 
 class CastedLinear(nn.Module):
@@ -78,8 +78,15 @@ class SwiGLU(nn.Module):
         self.down_proj = CastedLinear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # (…, I) each
+        # Two products: the halves of one would be joined again in the backward pass, which costs more than it saves.
+        gate, up = (F.linear(x, w) for w in self.gate_up_proj.weight.to(x.dtype).chunk(2))  # (…, I) each
         return self.down_proj(F.silu(gate) * up)
+
+    def over_first(self, x: Tensor) -> Tensor:
+        """The same over the first axis instead of the last: (D, …) -> (D, …), without turning the tensor."""
+        flat = x.reshape(len(x), -1)
+        gate, up = (w @ flat for w in self.gate_up_proj.weight.to(x.dtype).chunk(2))  # (I, …) each
+        return (self.down_proj.weight.to(x.dtype) @ (F.silu(gate) * up)).view_as(x)
 
 
 class RotaryEmbedding(nn.Module):
@@ -175,9 +182,9 @@ class Block(nn.Module):
         self, x: Tensor, cos_sin: tuple[Tensor, Tensor] | None, lengths: tuple[int, ...] | None = None
     ) -> Tensor:
         if self.mixes_positions:
-            # Views, not copies: another order of summation moves the recursion away from the official numbers.
-            x = x.transpose(1, 2)  # (B, D, L)
-            x = rms_norm(x + self.mlp_t(x), self.eps).transpose(1, 2)
+            first = x.transpose(0, 1).contiguous()  # (L, B, D): contiguous already behind the first block
+            x = rms_norm(first + self.mlp_t.over_first(first), self.eps, 0).transpose(0, 1)
+            return rms_norm(x + self.mlp(x.transpose(0, 1)).transpose(0, 1), self.eps)
         else:
             x = rms_norm(x + self.self_attn(x, cos_sin, lengths), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)

@@ -26,6 +26,7 @@ from etrm.training.checkpoint import agreed_newest, resume, save_checkpoint
 from etrm.training.distributed import ALONE, Ranks
 from etrm.training.durable import append_line
 from etrm.training.ema import EMA
+from etrm.training.memory import keep_freed_memory
 from etrm.training.nonfinite import dumping
 from etrm.training.optimizers import make_optimizer
 from etrm.training.schedule import check_schedule
@@ -104,6 +105,7 @@ def _state(
     optimizers: dict[str, tuple[torch.optim.Optimizer, float]],
     updates: int,
 ) -> TrainState:
+    keep_freed_memory()
     ema = EMA(model, config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     generator = torch.Generator().manual_seed(config.system.seed)
     return TrainState(model, optimizers, ema, updates, generator=generator)

@@ -25,7 +25,7 @@ from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, benchmark
 from etrm.data.grids import MAX_SIDE, VOCAB
 from etrm.errors import ConfigError
-from etrm.models.bundle import Provenance, check_out, replace_bundle
+from etrm.models.bundle import Bundle, Provenance, check_out, load_bundle, replace_bundle
 from etrm.models.etrm import Episodes, TableTRM, decode
 from etrm.models.trm import Structure, TRMDecoder
 from etrm.training.checkpoint import checkpoint_folder
@@ -41,11 +41,14 @@ CEILING_QUERIES = 2048
 
 @dataclass(frozen=True, eq=False)
 class PretrainingTask:
-    """What a decoder is pretrained on: a source, the names of its rows, and the queries of its ceiling."""
+    """What a decoder is pretrained on: a source, the names of its rows, and the queries of its ceiling. `kept` are the
+    rows that its bundle holds.
+    """
 
     source: Source
     row_names: tuple[str, ...]
     ceiling: Batch
+    kept: tuple[int, ...]
 
 
 def pretraining_task(config: PretrainConfig) -> PretrainingTask:
@@ -67,7 +70,11 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         rows = {n: i for i, n in enumerate(names)}
         side = arc_benchmark(data.benchmark).side
         source = ArcSource(tasks, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
-        return PretrainingTask(source, names, source.encode(source.queries()))
+        shown = config.table.kept or data.augmentations
+        kept = tuple(rows[a.name(t.id)] for t, listed in zip(tasks, augmentations, strict=True) for a in listed[:shown])
+        return PretrainingTask(source, names, source.encode(source.queries()), kept)
+    if config.table.kept:
+        raise ConfigError(f"table.kept is {config.table.kept}; {data.benchmark} keeps all rows: set table.kept=0")
     if data.benchmark in ARC_AGI:
         if data.max_demos != 1 or data.leave_one_out:
             raise ConfigError(
@@ -76,7 +83,8 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         rows_source = table_source(
             data.benchmark, data.train_tasks, data.augmentations, data.colour_augmentation, MAX_SIDE, config.system.seed
         )
-        return PretrainingTask(rows_source, rows_source.row_names, rows_source.held_out())
+        names = rows_source.row_names
+        return PretrainingTask(rows_source, names, rows_source.held_out(), tuple(range(len(names))))
     if data.benchmark not in BENCHMARKS:
         there = ", ".join((*BENCHMARKS, *ARC_BENCHMARKS, *ARC_AGI))
         raise ConfigError(f"data.benchmark is {data.benchmark!r}; there are {there}")
@@ -90,7 +98,29 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
     members = _first(b.split().train, data.train_tasks)
     rule_source = RuleSource(members, b, range(len(members)))
     ceiling = rule_source.sample(CEILING_QUERIES, np.random.default_rng(10_000 + config.system.seed))
-    return PretrainingTask(rule_source, rule_source.task_ids, ceiling)
+    return PretrainingTask(rule_source, rule_source.task_ids, ceiling, tuple(range(len(members))))
+
+
+def start_from(bundle: Bundle, table: TableTRM, task: PretrainingTask, benchmark_name: str) -> None:
+    """Take over a bundle's decoder and those of its rows that this run has. ConfigError if another benchmark's or
+    another task's knowledge would come with it, since this run's bundle could not name where it is from.
+    """
+    p = bundle.provenance
+    foreign = sorted(set(p.task_ids) - set(task.source.task_ids))
+    if p.benchmark != benchmark_name or foreign:
+        raise ConfigError(
+            f"start is {bundle.name}, trained on {p.benchmark}{f' ({foreign[0]} and more)' if foreign else ''}: tasks "
+            f"that this run on {benchmark_name} does not have; give a bundle of a part of its tasks, or start=''"
+        )
+    if found := bundle.structure.differences(table.decoder.structure):
+        raise ConfigError(f"start is {bundle.name}, a decoder of another structure: {'; '.join(found)}")
+    if bundle.table.shape[1] != table.puzzle_emb.weights.shape[1]:
+        raise ConfigError(f"start is {bundle.name}, whose rows have {bundle.table.shape[1]} numbers; set table.width")
+    table.decoder.load_state_dict(bundle.decoder.state_dict())
+    with torch.no_grad():
+        for row, name in enumerate(task.row_names):
+            if (known := bundle.row_of(name)) >= 0:
+                table.puzzle_emb.weights[row] = bundle.table[known]
 
 
 def _first(tasks: tuple[Any, ...], count: int) -> tuple[Any, ...]:
@@ -168,6 +198,8 @@ def pretrain(
     torch.manual_seed(config.system.seed)
     structure = make_structure(config.arch, task.source.side)
     table = TableTRM(TRMDecoder(structure), len(task.row_names), config.table.noise, width=config.table.width)
+    if config.start:
+        start_from(load_bundle(config.start), table, task, config.data.benchmark)
     model = LossHead(table, config.loss).to(device)
     state = pretrain_state(config, model, len(task.source.task_ids))
     table.generator = state.generator  # the one that checkpoints hold
@@ -202,14 +234,15 @@ def pretrain(
         updates=record.executed_updates,
         data_hash=described,
         task_ids=task.source.task_ids,
-        row_names=task.row_names,
+        row_names=tuple(task.row_names[row] for row in task.kept),
         torch=torch.__version__,
         ceiling={"k": right, "n": len(task.ceiling), "unvoted": True},
     )
-    golden = task.ceiling.take(slice(0, GOLDEN))
+    places = {row: place for place, row in enumerate(task.kept)}
+    golden = task.ceiling.take(np.flatnonzero(np.isin(task.ceiling.row, task.kept))[:GOLDEN])
     table.requires_grad_(False).to("cpu")
-    inputs, rows = torch.from_numpy(golden.inputs), torch.from_numpy(golden.row)
-    weights = table.puzzle_emb.weights.detach()
+    inputs, rows = torch.from_numpy(golden.inputs), torch.tensor([places[int(row)] for row in golden.row])
+    weights = table.puzzle_emb.weights.detach()[list(task.kept)]
 
     def export() -> None:  # what it returned would be sent to every rank
         replace_bundle(out, table.decoder, weights, provenance, inputs, rows)

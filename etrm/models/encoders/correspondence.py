@@ -15,9 +15,9 @@ size.
 """
 
 import math
+from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etrm.config.schema import EncoderConfig
@@ -27,6 +27,7 @@ from etrm.models.layers import Block, CastedLinear, rms_norm
 
 EPS = 1e-5
 GIVEN = 8  # the dihedral group
+VIEWS = tuple(product((False, True), repeat=3))  # (transposed, rows flipped, columns flipped) of each
 FREE = 8
 CELLS = 12.0  # scale of the counts: a colour pair that stands in every twelfth cell counts 1
 
@@ -51,21 +52,19 @@ def dihedral_views(grids: Tensor) -> Tensor:
     coloured = square >= COLOUR0
     top, height = (t[..., None, None] for t in extent(coloured.any(dim=-1)))
     left, width = (t[..., None, None] for t in extent(coloured.any(dim=-2)))
-    row = torch.arange(side, device=grids.device).view(side, 1) - top  # (..., side, 1), from the grid's own corner
-    column = torch.arange(side, device=grids.device).view(1, side) - left
-    row, column = torch.broadcast_tensors(row, column)
-    views = []
-    for turned in (False, True):  # transposed: the row of the source is the column of the view
-        across, down = (column, row) if turned else (row, column)
-        inside = (across >= 0) & (across < height) & (down >= 0) & (down < width)
-        for flip_rows in (False, True):
-            for flip_columns in (False, True):
-                source_row = top + (height - 1 - across if flip_rows else across)
-                source_column = left + (width - 1 - down if flip_columns else down)
-                place = (source_row * side + source_column).clamp(0, side * side - 1)
-                token = grids.gather(-1, torch.where(inside, place, 0).flatten(-2))
-                views.append(torch.where(inside.flatten(-2) & (token >= COLOUR0), token, PAD))
-    return torch.stack(views, dim=-2)
+    top, height, left, width = (t.unsqueeze(-3) for t in (top, height, left, width))  # (..., 1, 1, 1)
+    turned, flip_rows, flip_columns = (
+        torch.tensor(bits, device=grids.device).view(GIVEN, 1, 1) for bits in zip(*VIEWS, strict=True)
+    )
+    line = torch.arange(side, device=grids.device)
+    row, column = line.view(side, 1) - top, line.view(1, side) - left  # from the grid's own corner
+    across, down = torch.where(turned, column, row), torch.where(turned, row, column)  # (..., 8, side, side)
+    inside = (across >= 0) & (across < height) & (down >= 0) & (down < width)
+    source_row = top + torch.where(flip_rows, height - 1 - across, across)
+    source_column = left + torch.where(flip_columns, width - 1 - down, down)
+    place = torch.where(inside, source_row * side + source_column, 0)
+    token = grids.gather(-1, place.flatten(-3)).view(place.shape)
+    return torch.where(inside & (token >= COLOUR0), token, PAD).flatten(-2)
 
 
 class Correspondence(nn.Module):
@@ -99,11 +98,15 @@ class Correspondence(nn.Module):
         weight = shown[:, :, None, None].expand(pairs.shape)
         index = pairs.transpose(1, 2).flatten(2)  # (B, 8, K*S)
         given = given.scatter_add(2, index, weight.transpose(1, 2).flatten(2))
-        x = F.one_hot(demo_inputs, self.vocab).float()  # (B, K, S, V)
-        y = F.one_hot(demo_labels, self.vocab).float() * shown[:, :, None, None]
+        colours = torch.arange(self.vocab, device=demo_inputs.device)
+        x = (demo_inputs.unsqueeze(2) == colours.view(-1, 1)).float()  # (B, K, V, S)
+        y = (demo_labels.unsqueeze(3) == colours).float() * shown[:, :, None, None]  # (B, K, S, V)
         with torch.autocast(demo_inputs.device.type, enabled=False):
-            behind = torch.einsum("mpq,bkqv->bmkpv", self.pairing, x)  # the input as seen from output cell p
-            free = torch.einsum("bmkpv,bkpw->bmvw", behind, y).flatten(2)
+            # Ordered so that neither product needs its operands turned: a copy costs as much as the product.
+            behind = x.flatten(0, 2) @ self.pairing.flatten(0, 1).t()  # the input as seen from each output cell
+            behind = behind.view(-1, self.vocab * FREE, cells)  # (B*K, V*M, S)
+            free = (behind @ y.flatten(0, 1)).view(*shown.shape, self.vocab, FREE, self.vocab).sum(dim=1)
+            free = free.transpose(1, 2).flatten(2)  # (B, M, V*V)
         scale = CELLS / (cells * shown.sum(dim=1).clamp(min=1.0))
         return torch.cat((given, free), dim=1) * scale[:, None, None]
 

@@ -1,5 +1,6 @@
 """The shipped configs and their schemas: each file builds, each number has a range, each field is read somewhere."""
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_a_mistyped_key_of_a_shipped_config_is_refused(name: str) -> None:
 def test_a_pretraining_run_is_resumable_and_is_one_of_the_embedded_bundles(name: str) -> None:
     config = loaded(name)
     assert config.budget.checkpoint_every > 0
-    assert name.removeprefix("cfg_pretrain_").replace("1", "-1") == config.run
+    assert re.sub(r"(\d)", r"-\1", name.removeprefix("cfg_pretrain_")).replace("_", "-") == config.run.replace("_", "-")
 
 
 @pytest.mark.parametrize("schema", [RunConfig, PretrainConfig])

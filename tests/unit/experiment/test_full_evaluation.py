@@ -69,10 +69,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     class Echo(torch.nn.Module):
         decoder = None
+        wrong = 3
 
         def context(self, episodes):
             self.labels = torch.where(episodes.labels < 0, PAD, episodes.labels)
-            self.labels[episodes.row % 3 == 0] = PAD
+            self.labels[episodes.row % self.wrong == 0] = PAD
             self.halts = episodes.row / 100
             seen.extend(episodes.row.tolist())
             return SimpleNamespace(context=None)
@@ -83,9 +84,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return echo
 
 
-def ask(model: Any, questions: Any, folder: Path, **options: Any) -> int:
+def ask(model: Any, questions: Any, folder: Path, size: int = 5, **options: Any) -> int:
     open_evaluation(folder, {"checkpoint": "x"})
-    return answer_missing(model, questions, folder, 5, CPU, **options)
+    return answer_missing(model, questions, folder, size, CPU, **options)
 
 
 def test_stopped_and_gone_on_it_asks_each_question_once_and_scores_the_same(model, questions, tmp_path: Path) -> None:
@@ -125,6 +126,21 @@ def test_any_number_of_ranks_shares_what_is_missing(model, questions, tmp_path: 
     alone = tmp_path / "alone"
     ask(model, questions, alone)
     assert result_of(count_votes(questions, folder)) == result_of(count_votes(questions, alone))
+
+
+def test_a_decided_query_is_asked_no_further_and_scores_the_same(model, questions, tmp_path: Path) -> None:
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    model.wrong = 8  # so that three of four votes agree early in some queries
+    ask(model, questions, whole)
+    model.seen.clear()
+    assert ask(model, questions, short, 1, decide=1, stop_after=3) > 0
+    assert ask(model, questions, short, 1, decide=1) == 0
+    assert len(model.seen) < len(questions.rows)
+    with pytest.raises(EvaluationError, match="lacks"):
+        count_votes(questions, short)  # not all votes are there
+    early, late = count_votes(questions, short, 1), count_votes(questions, whole)
+    assert early.by_k.keys() == {1} and early.by_k[1] == late.by_k[1]
+    assert result_of(early)["ARC/pass@1"] == result_of(late)["ARC/pass@1"] and "ARC/pass@2" not in result_of(early)
 
 
 def answer_share(model: Any, questions: Any, folder: Path, ranks: Any, missing: list[int]) -> None:

@@ -147,6 +147,7 @@ def test_it_is_measured_as_often_as_the_config_says(tmp_path: Path) -> None:
         (("data.leave_one_out=true",), "leave_one_out false"),
         (("loss.objective=lm+table",), "loss.objective=lm"),
         (("loss.table_share=0.5",), "loss.table_share=0"),
+        (("table.kept=1",), "table.kept=0"),
     ],
 )
 def test_a_field_that_cannot_be_meant_is_refused(overrides: tuple[str, ...], named: str) -> None:
@@ -194,6 +195,52 @@ def test_an_arc_bundle_knows_its_decoder_tasks_by_row_and_keeps_their_queries_fo
     sampled = task.source.sample(40, np.random.default_rng(0))
     asked = [{(int(r), i.tobytes()) for r, i in zip(b.row, b.inputs, strict=True)} for b in (sampled, task.ceiling)]
     assert not asked[0] & asked[1]
+
+
+def test_a_bundle_may_hold_the_first_rows_of_each_task_and_all_else_stays(tmp_path: Path) -> None:
+    small = ("data.train_tasks=3", "data.augmentations=4", "arch.num_heads=2", "budget.evaluations=1")
+    bundles = []
+    for kept in (0, 2):
+        run(tmp_path / str(kept), config(*small, f"table.kept={kept}", name="cfg_pretrain_arc1"))
+        bundles.append(load_bundle(str(tmp_path / str(kept) / "bundle")))  # which repeats the golden logits
+    whole, part = bundles
+    assert part.provenance.row_names == tuple(n for i, n in enumerate(whole.provenance.row_names) if i % 4 < 2)
+    for name in part.provenance.row_names:
+        assert torch.equal(part.table[part.row_of(name)], whole.table[whole.row_of(name)])
+    assert part.row_of(whole.provenance.row_names[3]) == -1
+    assert part.provenance.ceiling == whole.provenance.ceiling
+    for name, tensor in whole.decoder.state_dict().items():
+        assert torch.equal(part.decoder.state_dict()[name], tensor)
+
+
+def test_a_run_may_start_from_a_bundle_of_a_part_of_its_tasks(tmp_path: Path) -> None:
+    run(tmp_path / "first", config("data.train_tasks=5"))
+    folder = tmp_path / "first" / "bundle"
+    first = load_bundle(str(folder))
+    never = ("optim.lr=1e-30", "optim.weight_decay=0.0", "table.lr_ratio=1.0")  # what is exported is the start
+    run(tmp_path / "then", config(f"start={folder}", "data.train_tasks=7", *never))
+    then = load_bundle(str(tmp_path / "then" / "bundle"))
+    for name, tensor in first.decoder.state_dict().items():
+        assert torch.equal(then.decoder.state_dict()[name], tensor)
+    for name in first.provenance.row_names:
+        assert torch.equal(then.table[then.row_of(name)], first.table[first.row_of(name)])
+    assert len(then.table) == 7 and not then.table[5:].abs().gt(1e-20).any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("data.train_tasks=4",), r"dihedral.* and more\): tasks that this run on micro-2 does not have"),
+        (("arch.l_cycles=1",), "a decoder of another structure: l_cycles: 2, 1"),
+        (("table.width=16",), "whose rows have 32 numbers"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
+    run(tmp_path / "first", config("data.train_tasks=5"))
+    with pytest.raises(ConfigError, match=named):
+        run(tmp_path / "then", config(f"start={tmp_path / 'first' / 'bundle'}", "data.train_tasks=5", *overrides))
+    with pytest.raises(BundleError, match="no decoder bundle"):
+        run(tmp_path / "none", config(f"start={tmp_path / 'absent'}"))
 
 
 TRM = ("data.train_tasks=2", "data.augmentations=3", "arch.halt_max_steps=1", "arch.h_cycles=1", "arch.l_cycles=1")

@@ -1,0 +1,50 @@
+"""Freed memory stays with the process: the same allocations fault far fewer pages once the thresholds are raised."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from etrm.training.memory import keep_freed_memory
+
+pytestmark = pytest.mark.fast
+
+ALLOCATE = """
+import resource, sys
+from etrm.training.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def update():
+    blocks = [bytearray(b"x") * (3 << 20) for _ in range(40)]
+for _ in range(3):
+    update()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    update()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no mallopt")
+
+
+@glibc
+@pytest.mark.thorough
+def test_blocks_that_were_freed_are_used_again_without_a_page_fault() -> None:
+    faults = {
+        word: int(
+            subprocess.run([sys.executable, "-c", ALLOCATE, word], capture_output=True, text=True, check=True).stdout
+        )
+        for word in ("plain", "kept")
+    }
+    assert faults["kept"] * 20 < faults["plain"], faults
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("called"))
+    assert keep_freed_memory() is False
+
+
+@glibc
+def test_it_may_be_called_again() -> None:
+    assert keep_freed_memory() and keep_freed_memory()
