@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etrm.data.grids import COLOURS, TaskLike, dihedral_views, grid_hash
+from etrm.data.grids import COLOURS, DIHEDRAL, TaskLike, grid_hash
 from etrm.errors import DataError
 
 TRANSFORMS = 8
@@ -29,10 +29,7 @@ def dihedral(grid: np.ndarray, t: int) -> np.ndarray:
     """
     if not 0 <= t < TRANSFORMS:
         raise DataError(f"dihedral id is {t}, expected 0..7; see the legend of etrm/data/augment.py")
-    for at, view in enumerate(dihedral_views(grid)):
-        if at == t:
-            return np.array(view, order="C")
-    raise AssertionError("dihedral_views yields eight transforms")
+    return np.array(DIHEDRAL[t](grid), order="C")
 
 
 @dataclass(frozen=True)

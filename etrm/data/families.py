@@ -7,6 +7,7 @@ random inputs are the same rule; `distinct` drops the later one, and a split by 
 Legend: H, W grid height and width; colour 0 is black and never recoloured.
 """
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
@@ -152,6 +153,7 @@ class Benchmark:
     validation: int
     split_seed: int
 
+    @functools.cache  # noqa: B019  (a handful of benchmarks, each for the life of the process)
     def split(self) -> "Split":
         """Members by rule: train (the decoder's and the encoder's), validation and locked test.
 

@@ -9,7 +9,7 @@ Tokens: 0 PAD, 1 EOS, 2..11 the colours 0..9.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -58,9 +58,8 @@ def check_grid(grid: object, where: str) -> np.ndarray:
         raise DataError(f"{where}: grid has shape {grid.shape}, expected (1..{MAX_SIDE}, 1..{MAX_SIDE}); {_REMEDY}")
     if grid.dtype.kind not in "iu":
         raise DataError(f"{where}: grid has dtype {grid.dtype}, expected integers; {_REMEDY}")
-    bad = np.argwhere((grid < 0) | (grid >= COLOURS))
-    if len(bad):
-        row, column = bad[0]
+    if grid.min() < 0 or grid.max() >= COLOURS:
+        row, column = np.argwhere((grid < 0) | (grid >= COLOURS))[0]
         raise DataError(f"{where}: row {row}, column {column} is {grid[row, column]}, expected 0..9; {_REMEDY}")
     return np.array(grid, dtype=np.uint8, order="C")
 
@@ -153,18 +152,23 @@ def _bytes_of(grid: np.ndarray) -> bytes:
     return bytes(grid.shape) + np.ascontiguousarray(grid, dtype=np.uint8).tobytes()
 
 
+DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    lambda grid: grid,
+    lambda grid: grid.T[::-1],  # counter-clockwise; slices, since np.rot90 takes ten times as long to give the same
+    lambda grid: grid[::-1, ::-1],
+    lambda grid: grid[::-1].T,
+    lambda grid: grid[:, ::-1],
+    lambda grid: grid[::-1],
+    lambda grid: grid.T,
+    lambda grid: grid[::-1, ::-1].T,  # transpose along the other diagonal
+)
+
+
 def dihedral_views(grid: np.ndarray) -> Iterator[np.ndarray]:
     """The eight dihedral transforms of a grid as views, in the ids 0..7 of TRM's augmentation names (see
     `augment.dihedral`).
     """
-    yield grid
-    yield np.rot90(grid)  # counter-clockwise
-    yield np.rot90(grid, 2)
-    yield np.rot90(grid, 3)
-    yield grid[:, ::-1]
-    yield grid[::-1]
-    yield grid.T
-    yield np.rot90(grid)[:, ::-1]  # transpose along the other diagonal
+    return (turn(grid) for turn in DIHEDRAL)
 
 
 def canonical_pair_hash(inp: np.ndarray, out: np.ndarray) -> str:

@@ -91,6 +91,17 @@ class NullEvidence:
 
 
 @dataclass(frozen=True)
+class SearchEvidence:
+    """A rung's queries after test-time search: updates and wall seconds a query, mean loss on the demonstrations."""
+
+    score: Score
+    updates: int
+    seconds_per_query: float
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
 class RungEvidence:
     """One rung. `decoder_known`: was the decoder trained on these demonstrations? `tasks_needed`: would decide.
 
@@ -103,7 +114,7 @@ class RungEvidence:
     decoder_known: bool | None
     chance_nominal: float | None = None  # the seed's 1 / number of tasks
     tasks_needed: int | None = None
-    searched: Score | None = None
+    searched: SearchEvidence | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +209,7 @@ class Evidence:
         for rung in self.rungs:
             _check_score(rung.score, f"evidence: rung {rung.name}")
             if rung.searched is not None:
-                _check_score(rung.searched, f"evidence: rung {rung.name} with search")
+                _check_score(rung.searched.score, f"evidence: rung {rung.name} with search")
             for name, null in rung.nulls.items():
                 if not 0 <= null.k <= null.n:
                     raise EvaluationError(f"evidence: rung {rung.name}, null {name}: {null.k} of {null.n} is no count")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etrm.experiment.demo_evidence import demo_evidence
-from etrm.experiment.evidence import RUNGS, OracleEvidence, Score
+from etrm.experiment.evidence import RUNGS, OracleEvidence, Score, SearchEvidence
 from etrm.experiment.reading import percent, rate, read_rung
 from etrm.experiment.verdict import Verdict, judge
 from etrm.experiment.verdict_schema import SCENARIOS
@@ -36,12 +36,23 @@ def figures(verdict: Verdict) -> list[Figure]:
     else:
         controls = f"constant context {_nats(loss.constant_context_loss)}, mismatched {_nats(loss.mismatched_loss)}"
         rows.append(("loss (nats)", f"{loss.probe_start:.3g} to {loss.probe_end:.3g}", controls))
-    rows += [_rung_figure(verdict, name) for name in RUNGS[evidence.arm]]
+    for name in RUNGS[evidence.arm]:
+        rows.append(_rung_figure(verdict, name))
+        rung = evidence.rung(name)
+        if rung is not None and rung.searched is not None:
+            rows.append(search_figure(rung.searched, name))
     own = "not run" if evidence.positive_control is None else short(evidence.positive_control)
     oracles = (
         f"oracle, many pairs: {_oracle(evidence.oracle_many)}; demonstrations only: {_oracle(evidence.oracle_demos)}"
     )
     return [*rows, ("ceilings", f"decoder's own contexts: {own}", oracles)]
+
+
+def search_figure(found: SearchEvidence, name: str) -> Figure:
+    """The row of a rung after test-time search, what the search cost and what it did to its own loss."""
+    fitted = f"loss on the demonstrations {_nats(found.loss_before)} to {_nats(found.loss_after)}"
+    cost = f"{found.updates} updates and {found.seconds_per_query:.2g} s a query; {fitted}"
+    return f"after search, {name}: decides nothing", short(found.score), cost
 
 
 def short(score: Score) -> str:

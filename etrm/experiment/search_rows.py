@@ -12,9 +12,9 @@ import numpy as np
 
 from etrm.config.schema import RunConfig
 from etrm.evaluation.controls import answer
-from etrm.evaluation.search import SearchCost, SearchPlan, check_blind, search_of
+from etrm.evaluation.search import SearchPlan, check_blind, search_of
 from etrm.experiment.arms import Rung
-from etrm.experiment.evidence import RungEvidence, Score
+from etrm.experiment.evidence import RungEvidence, Score, SearchEvidence
 from etrm.experiment.scores import result_of
 from etrm.models.bundle import Bundle
 from etrm.models.etrm import ETRM
@@ -22,7 +22,7 @@ from etrm.models.etrm import ETRM
 BLIND = 4  # queries on which the search is shown to be blind
 
 
-def searched_score(rung: Rung, model: ETRM, bundle: Bundle, config: RunConfig) -> tuple[Score, SearchCost]:
+def searched(rung: Rung, model: ETRM, bundle: Bundle, config: RunConfig) -> SearchEvidence:
     """A rung's queries answered from searched contexts: score with its interval by task, and the search's cost.
 
     Raises EvaluationError if the search turns out to see what it is asked.
@@ -35,7 +35,8 @@ def searched_score(rung: Rung, model: ETRM, bundle: Bundle, config: RunConfig) -
         check_blind(lambda queries: search(queries)[0], few)
     contexts, cost = search(batch)
     result = result_of(rung.name, answer(model.decoder, batch, contexts, size, kind).exact, rung)
-    return Score(result.k, result.n, result.tasks, result.ci95), cost
+    score = Score(result.k, result.n, result.tasks, result.ci95)
+    return SearchEvidence(score, cost.updates, cost.seconds_per_query, cost.loss_before, cost.loss_after)
 
 
 def with_search(
@@ -45,4 +46,4 @@ def with_search(
     if not config.evaluation.search_updates:
         return evidence
     by_name = {rung.name: rung for rung in rungs}
-    return tuple(replace(e, searched=searched_score(by_name[e.name], model, bundle, config)[0]) for e in evidence)
+    return tuple(replace(e, searched=searched(by_name[e.name], model, bundle, config)) for e in evidence)

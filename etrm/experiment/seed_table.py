@@ -59,6 +59,8 @@ def run_row(config: RunConfig, system: str, seed: int, folder: Path, key: str, o
     start = time.monotonic()
     evidence: Evidence = FrozenDecoderRun(seeded, "full", folder / f"{system}-{seed}", bundle=bundle, edit=edit).run()
     rates = {r.name: (r.score.k, r.score.n) for r in evidence.rungs}
+    found = {f"{r.name} with search": r.searched.score for r in evidence.rungs if r.searched is not None}
+    rates |= {name: (score.k, score.n) for name, score in found.items()}
     trained = evidence.budget.executed_updates if evidence.budget else 0
     return Row(system, seed, judge(evidence).scenario, trained, rates, time.monotonic() - start, key)
 

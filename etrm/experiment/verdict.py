@@ -244,7 +244,7 @@ def _rung_json(evidence: Evidence, name: str) -> dict[str, Any]:
     rung, reading = evidence.rung(name), read_rung(evidence, name)
     if rung is None:
         empty: dict[str, Any] = {"k": 0, "n": 0, "tasks": 0, "ci95": [0.0, 1.0], "null": {"k": 0, "n": 0}, "nulls": {}}
-        return empty | {"decoder_known": None, "chance_nominal": None, "reading": reading.word}
+        return empty | {"decoder_known": None, "chance_nominal": None, "searched": None, "reading": reading.word}
     mismatched = rung.nulls.get("mismatched")
     score: dict[str, Any] = plain_json(asdict(rung.score))
     return score | {
@@ -252,6 +252,7 @@ def _rung_json(evidence: Evidence, name: str) -> dict[str, Any]:
         "nulls": plain_json({null: asdict(m) for null, m in rung.nulls.items()}),
         "decoder_known": rung.decoder_known,
         "chance_nominal": rung.chance_nominal,
+        "searched": plain_json(asdict(rung.searched)) if rung.searched else None,
         "reading": "above (decoder_known)"
         if reading.word == "above" and rung.decoder_known is not False
         else reading.word,

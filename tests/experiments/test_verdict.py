@@ -360,7 +360,7 @@ def test_json_has_the_shape_of_schema_1() -> None:
 INTERVALS = {"seen_task": [0.64, 0.76], "unseen_composition": [0.52, 0.67]}
 NOT_EVALUATED = {
     "k": 0, "n": 0, "tasks": 0, "ci95": [0.0, 1.0], "null": {"k": 0, "n": 0}, "nulls": {}, "decoder_known": None,
-    "chance_nominal": None, "reading": "missing",
+    "chance_nominal": None, "searched": None, "reading": "missing",
 }  # fmt: skip
 
 
@@ -380,7 +380,7 @@ def test_json_of_a_rung_in_full() -> None:
     expected = {
         "k": 307, "n": 512, "tasks": 40, "ci95": [0.52, 0.67], "null": {"k": 6, "n": 512},
         "nulls": {"mismatched": {"k": 6, "n": 512, "p": 0.0002, "lift_ci95": lift}, **zero},
-        "decoder_known": False, "chance_nominal": 0.025, "reading": "undecided",
+        "decoder_known": False, "chance_nominal": 0.025, "searched": None, "reading": "undecided",
     }  # fmt: skip
     assert bodies[0] == {"seen_task": NOT_EVALUATED, "unseen_composition": expected}
     assert bodies[1]["unseen_composition"] == expected | {"null": {"k": 0, "n": 0}, "nulls": zero}

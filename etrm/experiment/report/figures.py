@@ -141,6 +141,10 @@ def solved_figure(evidence: Evidence, ident: str) -> Figure | None:
         rows.append(_interval(name.replace("_", " "), note, rung.score, marks))
         nulls = ", ".join(f"{NULL_NAMES.get(n, n)}: {m.k} of {m.n}" for n, m in rung.nulls.items())
         table.append((f"{name}: {DEPTH[name]}", *_cells(rung.score), nulls))
+        if (found := rung.searched) is not None:
+            cost = f"{found.updates} updates, {found.seconds_per_query:.2g} s a query"
+            rows.append(_interval(f"{name.replace('_', ' ')}, searched", cost, found.score, ()))
+            table.append((f"{name} after test-time search: {cost}", *_cells(found.score), "decides nothing"))
     ceilings = (
         ("decoder's own contexts", "what the decoder can do", evidence.positive_control),
         (

@@ -187,7 +187,9 @@ def test_the_row_beside_a_rung_counts_the_same_queries_and_is_absent_without_upd
     rung = Rung("seen_task", queries, tuple("abcd"), True)
     plain = RungEvidence("seen_task", Score(0, 8, 4, (0.0, 0.1)), {"mismatched": NullEvidence(0, 8, None)}, True)
     (row,) = with_search((plain,), (rung,), model, bundle, config)
-    assert row.searched is not None and (row.searched.n, row.searched.tasks) == (8, 4)
+    found = row.searched
+    assert found is not None and (found.score.n, found.score.tasks, found.updates) == (8, 4, 2)
+    assert found.seconds_per_query > 0 and found.loss_after != found.loss_before
     assert replace(row, searched=None) == plain
     off = replace(config, evaluation=replace(config.evaluation, search_updates=0))
     assert with_search((plain,), (rung,), model, bundle, off) == (plain,)

@@ -81,6 +81,7 @@ def ranks_of(questions: Any, drawn: Any, truths: Any, rows: Any, ks: list[int]) 
     return {k: result.per_task for k, result in vote.result(ks).by_k.items()}
 
 
+@pytest.mark.thorough
 @given(st.integers(0, 10_000), st.sampled_from([1, 2]), st.integers(1, 9), st.integers(1, 3))
 def test_the_scores_are_those_of_all_votes(seed: int, decide: int, size: int, world: int) -> None:
     questions, drawn, truths = evaluation(seed, 5, 9)

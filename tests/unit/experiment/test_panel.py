@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 from etrm.experiment.demo_evidence import demo_evidence, healthy
+from etrm.experiment.evidence import Evidence, Score, SearchEvidence
 from etrm.experiment.panel import main, plain, render_panel, why
-from etrm.experiment.verdict import Verdict, judge
+from etrm.experiment.report.figures import solved_figure
+from etrm.experiment.verdict import Verdict, judge, to_json
 from etrm.experiment.wording import MEANING
 
 pytestmark = pytest.mark.fast
@@ -55,6 +57,25 @@ def test_decoder_known_is_told_beside_the_figure() -> None:
     known = replace(good, rungs=(*good.rungs[:-1], replace(good.rungs[-1], decoder_known=True)))
     text = plain({"arc": judge(known)})
     assert "decoder_known: the decoder was trained on these tasks" in text and "arc: UNDECIDED" in text
+
+
+def test_a_searched_rung_has_a_row_with_its_cost_and_changes_no_verdict() -> None:
+    good = healthy()
+    found = SearchEvidence(Score(471, 512, 40, (0.88, 0.95)), 30, 0.41, 0.2, 0.05)
+    searched = replace(good, rungs=(good.rungs[0], replace(good.rungs[1], searched=found)))
+    row = "after search, unseen_composition: decides nothing"
+    cost = "30 updates and 0.41 s a query; loss on the demonstrations 0.2 to 0.05"
+    text = plain({"calibration": judge(searched)})
+    assert row in text and "471 of 512 (92 % [88 %, 95 %])" in text and cost in text
+    assert row not in plain({"calibration": judge(good)})
+    assert "471 of 512" in as_text({"calibration": judge(searched)}, 160)
+    figure = solved_figure(searched, "x")
+    assert figure is not None and "471 of 512" in str(figure)
+    one, two = judge(good), judge(searched)
+    assert (one.scenario, one.reasons, one.confidence) == (two.scenario, two.reasons, two.confidence)
+    told = to_json({"calibration": two})["arms"]["calibration"]["rungs"]["unseen_composition"]["searched"]
+    assert (told["score"]["k"], told["updates"], told["loss_after"]) == (471, 30, 0.05)
+    assert Evidence.from_json(searched.to_json()) == searched
 
 
 def test_an_invalid_run_shows_its_counts_without_reading_them() -> None:
