@@ -69,6 +69,7 @@ def build_encoder(config: EncoderConfig, spec: EncoderSpec) -> nn.Module:
         hybrid,
         latent_program,
         recurrent,
+        relations,
         standard,
     )
 

@@ -70,15 +70,17 @@ def dihedral_views(grids: Tensor) -> Tensor:
 class Correspondence(nn.Module):
     """See the file's top."""
 
+    given = GIVEN  # pairings that `pairs` counts
+
     def __init__(self, spec: EncoderSpec, config: EncoderConfig) -> None:
         super().__init__()
         size, cells = config.hidden_size, spec.seq_len
         self.vocab, self.tokens = spec.vocab_size, spec.context_tokens
         self.pairing = nn.Parameter(torch.randn(FREE, cells, cells) * cells**-0.5)
         self.read = CastedLinear(spec.vocab_size**2, size)
-        self.names = nn.Parameter(torch.randn(GIVEN + FREE, size))
+        self.names = nn.Parameter(torch.randn(self.given + FREE, size))
         self.queries = nn.Parameter(torch.randn(spec.context_tokens, size))
-        length = spec.context_tokens + GIVEN + FREE
+        length = spec.context_tokens + self.given + FREE
         self.blocks = nn.ModuleList(
             Block(size, config.num_heads, 4.0, EPS, length, mlp_t=False) for _ in range(config.layers)
         )
@@ -89,14 +91,18 @@ class Correspondence(nn.Module):
         start_small(self.to_context)
         self.match = MatchStatistics(spec)
 
+    def pairs(self, demo_inputs: Tensor, demo_labels: Tensor) -> Tensor:
+        """What stands behind each output cell, and in it, as one number below V * V: (B, K, given, S)."""
+        return dihedral_views(demo_inputs) * self.vocab + demo_labels.unsqueeze(2)
+
     def counts(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
         """Joint colour counts under every pairing, averaged over cells and demonstrations: (B, M, V * V) fp32."""
         batch, _, cells = demo_inputs.shape
         shown = demo_mask.float()  # (B, K)
-        pairs = dihedral_views(demo_inputs) * self.vocab + demo_labels.unsqueeze(2)  # (B, K, 8, S)
-        given = torch.zeros(batch, GIVEN, self.vocab**2, device=demo_inputs.device)
+        pairs = self.pairs(demo_inputs, demo_labels)  # (B, K, given, S)
+        given = torch.zeros(batch, self.given, self.vocab**2, device=demo_inputs.device)
         weight = shown[:, :, None, None].expand(pairs.shape)
-        index = pairs.transpose(1, 2).flatten(2)  # (B, 8, K*S)
+        index = pairs.transpose(1, 2).flatten(2)  # (B, given, K*S)
         given = given.scatter_add(2, index, weight.transpose(1, 2).flatten(2))
         colours = torch.arange(self.vocab, device=demo_inputs.device)
         x = (demo_inputs.unsqueeze(2) == colours.view(-1, 1)).float()  # (B, K, V, S)
