@@ -8,7 +8,7 @@ Legend: T context tokens, D hidden.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from etrm.config.compose import Composed, build
-from etrm.data.arc import Task, fits, load_arc, overlaps
+from etrm.data.arc import Task, Version, fits, load_arc, overlaps
 from etrm.data.arc_agi import ARC_AGI, ArcAgiSource, first_tasks
-from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc
+from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, shows_its_answer, split_arc
 from etrm.data.augment import SEPARATOR, Augmentation, parse_name
 from etrm.data.episodes import ArcQuery
 from etrm.errors import CheckpointError, ConfigError, DataError
@@ -119,6 +119,17 @@ def _trained_on(benchmark: str) -> list[Task]:
     return list(split_arc(arc_benchmark(benchmark)).decoder) if benchmark in ARC_BENCHMARKS else []
 
 
+def _learned_answers(version: Version, taught: str, tasks: Sequence[Task]) -> tuple[tuple[str, str], ...]:
+    """(learned id, asked id) of the tasks whose queries the decoder was trained on, under their own or another id.
+
+    TRM's protocol learns the training tasks' queries too; our ARC benchmarks learn demonstrations alone, and no two of
+    their tasks share one, so there a query was only learned where it is one of its own task's demonstrations.
+    """
+    if taught in ARC_BENCHMARKS:
+        return tuple((t.id, t.id) for t in tasks if shows_its_answer(t))
+    return overlaps([*load_arc(version, "training"), *_trained_on(taught)], tasks)
+
+
 def _refuse_other_decoder(path: Path, bundle: Bundle) -> None:
     """CheckpointError unless the bundle is, with its structure, the one that the run's all_config.yaml names."""
     told = read_config(path.with_name(CONFIG))
@@ -205,7 +216,7 @@ def _row_questions(
                 queries.append(ArcQuery(index, number, augmentation, (), asked, row))
                 rows.append((task.id, number, augmentation))
     truths = {(t.id, i): q.output for t in tasks for i, q in enumerate(t.queries)}
-    pairs = overlaps([*load_arc(version, "training"), *_trained_on(taught)], tasks)
+    pairs = _learned_answers(version, taught, tasks)
     notes = [
         f"TRM's protocol: the demonstrations of these {len(tasks)} evaluation tasks were in the decoder's training "
         "(decoder_known), so this is no score on unknown tasks",

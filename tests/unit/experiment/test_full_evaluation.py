@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from etrm.data.arc import fits, load_arc
+from etrm.data.arc_split import shows_its_answer
 from etrm.data.augment import Augmentation
 from etrm.data.grids import PAD
 from etrm.errors import CheckpointError, ConfigError, DataError, EvaluationError
@@ -241,6 +242,16 @@ def test_identifiers_that_do_not_fit_are_refused(tmp_path: Path, content: str | 
         read_identifiers(path, 3)
     assert told in str(caught.value)
     assert "build_arc_dataset" in str(caught.value)
+
+
+def test_a_bundle_that_learned_demonstrations_alone_has_its_held_out_queries_scored_in_full() -> None:
+    """Scored apart are only the tasks one of whose demonstrations is the query, turned or recoloured."""
+    folder = Path(__file__).resolve().parents[3] / "etrm" / "assets" / "arc-1"
+    subject = subject_of(folder, None, Wanted("arc-agi-1", 0, 1, "raw", 0), CPU)
+    shown = {t.id for t in load_arc(1, "evaluation") if t.id in subject.questions.task_ids and shows_its_answer(t)}
+    assert set(subject.duplicates) == shown == {"00576224", "66e6c45b", "ca8de6ea"}
+    assert any("scored apart, its answers were learned: 3 tasks" in n or "00576224" in n for n in subject.notes)
+    assert len(subject.questions.task_ids) == 21
 
 
 def test_what_cannot_be_evaluated_is_one_sentence(official: tuple[Path, Path], tmp_path: Path) -> None:
