@@ -189,7 +189,6 @@ class TableConfig(Checked):
 
     optimizer: Literal["adamw", "sign_sgd"]
     width: int  # numbers of a row; 0: the whole context, context_tokens x hidden_size
-    kept: int  # augmentations of each task whose rows the bundle holds, from the first on; 0: all
     lr_ratio: float
     weight_decay: float
     noise: float
@@ -201,7 +200,7 @@ class PretrainConfig:
 
     project: str
     run: str
-    start: str  # bundle whose decoder and rows to start from, of the same benchmark; "": random weights
+    start: str  # bundle of a part of the same tasks whose decoder and rows to start from; "": random weights
     data: DataConfig
     arch: ArchConfig
     loss: LossConfig

@@ -20,6 +20,7 @@ from etrm.config.schema import RunConfig
 from etrm.data.augment import dihedral
 from etrm.data.episodes import Batch, Source, derangement
 from etrm.data.grids import crop, encode_grid
+from etrm.errors import DataError
 from etrm.models.etrm import ETRM, Episodes
 from etrm.models.trm import TRMDecoder, table_context
 from etrm.training.loop import encoder_state
@@ -151,7 +152,12 @@ def null_contexts(
 
 
 def own_rows(decoder: TRMDecoder, table: Tensor, queries: Batch) -> Tensor:
-    """Positive control: the decoder's own rows for queries that have one, (N, T, D)."""
+    """Positive control: the decoder's own row of each query, (N, T, D). DataError if a query has none."""
+    if lacking := int((queries.row < 0).sum()):
+        raise DataError(
+            f"{lacking} of {len(queries)} queries have no row in the decoder's table; ask tasks and augmentations that "
+            "its bundle has rows for"
+        )
     return table_context(table[torch.from_numpy(queries.row)], decoder.structure)
 
 

@@ -1,8 +1,8 @@
 """What each arm trains on and asks: sources, rungs, the fixed probe set, and the checks that can be made before
 training.
 
-`calibration` (cal-1) and `micro` are procedural rules split by rule; `arc` is real tasks. Every rung's queries are
-fixed by the benchmark and the seed, never by what was trained. The locked test enters only the last rung.
+`calibration` (cal-1, cal-2) and `micro` are procedural rules split by rule; `arc` is real tasks. Every rung's queries
+are fixed by the benchmark and the seed, never by what was trained. The locked test enters only the last rung.
 """
 
 import hashlib

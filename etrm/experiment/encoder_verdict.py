@@ -21,7 +21,7 @@ from etrm.experiment.frozen_decoder import FrozenDecoderRun, Length
 from etrm.experiment.run_cache import RunCache
 from etrm.experiment.verdict import Scenario, Verdict, judge
 
-CONFIGS = {"micro": "cfg_micro", "cal-1": "cfg_calibration", "cal-2": "cfg_calibration2"}
+CONFIGS = {"micro": "cfg_micro", "cal-1": "cfg_calibration"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def encoder_verdict(
 
     Args:
         encoder: which encoder.
-        bundle: an embedded decoder, `micro`, `cal-1` or `cal-2`.
+        bundle: an embedded decoder, `micro` or `cal-1`.
         folder: where evidence.json, metrics.jsonl and run.json are written.
         length: `full`, or `short` for gradient, frozen decoder and loss only (never A or C).
         overrides: `key=value` of the bundle's config; the certificate is earned without them.

@@ -69,7 +69,9 @@ def swiglu_width(size: int, expansion: float) -> int:
 
 
 class SwiGLU(nn.Module):
-    """silu(gate) * up, projected down. (…, D) -> (…, D)."""
+    """silu(gate) * up, projected down. (…, D) -> (…, D). Of gate_up_proj (over the first axis, of both projections)
+    only the weights are used: a hook belongs on the whole.
+    """
 
     def __init__(self, size: int, expansion: float) -> None:
         super().__init__()
@@ -77,16 +79,16 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = CastedLinear(size, inner * 2)
         self.down_proj = CastedLinear(inner, size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
+        """`axis` -1: over the last axis; 0: over the first, (D, …) -> (D, …), without turning the tensor."""
         # Two products: the halves of one would be joined again in the backward pass, which costs more than it saves.
-        gate, up = (F.linear(x, w) for w in self.gate_up_proj.weight.to(x.dtype).chunk(2))  # (…, I) each
+        halves = self.gate_up_proj.weight.to(x.dtype).chunk(2)
+        if axis == 0:
+            flat = x.reshape(len(x), -1)
+            gate, up = (w @ flat for w in halves)  # (I, …) each
+            return (self.down_proj.weight.to(x.dtype) @ (F.silu(gate) * up)).view_as(x)
+        gate, up = (F.linear(x, w) for w in halves)  # (…, I) each
         return self.down_proj(F.silu(gate) * up)
-
-    def over_first(self, x: Tensor) -> Tensor:
-        """The same over the first axis instead of the last: (D, …) -> (D, …), without turning the tensor."""
-        flat = x.reshape(len(x), -1)
-        gate, up = (w @ flat for w in self.gate_up_proj.weight.to(x.dtype).chunk(2))  # (I, …) each
-        return (self.down_proj.weight.to(x.dtype) @ (F.silu(gate) * up)).view_as(x)
 
 
 class RotaryEmbedding(nn.Module):
@@ -183,10 +185,9 @@ class Block(nn.Module):
     ) -> Tensor:
         if self.mixes_positions:
             first = x.transpose(0, 1).contiguous()  # (L, B, D): contiguous already behind the first block
-            x = rms_norm(first + self.mlp_t.over_first(first), self.eps, 0).transpose(0, 1)
-            return rms_norm(x + self.mlp(x.transpose(0, 1)).transpose(0, 1), self.eps)
-        else:
-            x = rms_norm(x + self.self_attn(x, cos_sin, lengths), self.eps)
+            first = rms_norm(first + self.mlp_t(first, 0), self.eps, 0)
+            return rms_norm(first + self.mlp(first), self.eps).transpose(0, 1)
+        x = rms_norm(x + self.self_attn(x, cos_sin, lengths), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
 

@@ -25,7 +25,7 @@ from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, benchmark
 from etrm.data.grids import MAX_SIDE, VOCAB
 from etrm.errors import ConfigError
-from etrm.models.bundle import Bundle, Provenance, check_out, load_bundle, replace_bundle
+from etrm.models.bundle import Provenance, check_out, replace_bundle
 from etrm.models.etrm import Episodes, TableTRM, decode
 from etrm.models.trm import Structure, TRMDecoder
 from etrm.training.checkpoint import checkpoint_folder
@@ -33,22 +33,21 @@ from etrm.training.distributed import start, told_ranks
 from etrm.training.durable import alone_in
 from etrm.training.loop import Report, evaluation_points, fit, pretrain_state
 from etrm.training.run import check_ranks, choose_device, keep_config
+from etrm.training.start import KEY, start_of, take_over
 from etrm.training.update import LossHead, TrainState
 
 GOLDEN = 4
+CONFIG_FILE = "config.yaml"
 CEILING_QUERIES = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class PretrainingTask:
-    """What a decoder is pretrained on: a source, the names of its rows, and the queries of its ceiling. `kept` are the
-    rows that its bundle holds.
-    """
+    """What a decoder is pretrained on: a source, the names of its rows, and the queries of its ceiling."""
 
     source: Source
     row_names: tuple[str, ...]
     ceiling: Batch
-    kept: tuple[int, ...]
 
 
 def pretraining_task(config: PretrainConfig) -> PretrainingTask:
@@ -70,11 +69,7 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         rows = {n: i for i, n in enumerate(names)}
         side = arc_benchmark(data.benchmark).side
         source = ArcSource(tasks, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
-        shown = config.table.kept or data.augmentations
-        kept = tuple(rows[a.name(t.id)] for t, listed in zip(tasks, augmentations, strict=True) for a in listed[:shown])
-        return PretrainingTask(source, names, source.encode(source.queries()), kept)
-    if config.table.kept:
-        raise ConfigError(f"table.kept is {config.table.kept}; {data.benchmark} keeps all rows: set table.kept=0")
+        return PretrainingTask(source, names, source.encode(source.queries()))
     if data.benchmark in ARC_AGI:
         if data.max_demos != 1 or data.leave_one_out:
             raise ConfigError(
@@ -83,8 +78,7 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         rows_source = table_source(
             data.benchmark, data.train_tasks, data.augmentations, data.colour_augmentation, MAX_SIDE, config.system.seed
         )
-        names = rows_source.row_names
-        return PretrainingTask(rows_source, names, rows_source.held_out(), tuple(range(len(names))))
+        return PretrainingTask(rows_source, rows_source.row_names, rows_source.held_out())
     if data.benchmark not in BENCHMARKS:
         there = ", ".join((*BENCHMARKS, *ARC_BENCHMARKS, *ARC_AGI))
         raise ConfigError(f"data.benchmark is {data.benchmark!r}; there are {there}")
@@ -98,29 +92,7 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
     members = _first(b.split().train, data.train_tasks)
     rule_source = RuleSource(members, b, range(len(members)))
     ceiling = rule_source.sample(CEILING_QUERIES, np.random.default_rng(10_000 + config.system.seed))
-    return PretrainingTask(rule_source, rule_source.task_ids, ceiling, tuple(range(len(members))))
-
-
-def start_from(bundle: Bundle, table: TableTRM, task: PretrainingTask, benchmark_name: str) -> None:
-    """Take over a bundle's decoder and those of its rows that this run has. ConfigError if another benchmark's or
-    another task's knowledge would come with it, since this run's bundle could not name where it is from.
-    """
-    p = bundle.provenance
-    foreign = sorted(set(p.task_ids) - set(task.source.task_ids))
-    if p.benchmark != benchmark_name or foreign:
-        raise ConfigError(
-            f"start is {bundle.name}, trained on {p.benchmark}{f' ({foreign[0]} and more)' if foreign else ''}: tasks "
-            f"that this run on {benchmark_name} does not have; give a bundle of a part of its tasks, or start=''"
-        )
-    if found := bundle.structure.differences(table.decoder.structure):
-        raise ConfigError(f"start is {bundle.name}, a decoder of another structure: {'; '.join(found)}")
-    if bundle.table.shape[1] != table.puzzle_emb.weights.shape[1]:
-        raise ConfigError(f"start is {bundle.name}, whose rows have {bundle.table.shape[1]} numbers; set table.width")
-    table.decoder.load_state_dict(bundle.decoder.state_dict())
-    with torch.no_grad():
-        for row, name in enumerate(task.row_names):
-            if (known := bundle.row_of(name)) >= 0:
-                table.puzzle_emb.weights[row] = bundle.table[known]
+    return PretrainingTask(rule_source, rule_source.task_ids, ceiling)
 
 
 def _first(tasks: tuple[Any, ...], count: int) -> tuple[Any, ...]:
@@ -192,18 +164,20 @@ def pretrain(
     ranks = start(device)
     say = say if ranks.main else lambda text: None
     task = pretraining_task(config)
-    recipe = f"python pretrain_trm.py --config-name {config_name}"
+    folder = checkpoint_folder(checkpoints, config.project, config.run)
+    first, origin = start_of(config.start, folder / CONFIG_FILE)
+    recipe = f"python pretrain_trm.py --config-name {config_name}" + (f", from {origin}" if origin else "")
     described = data_hash(task.row_names, task.ceiling)
     ranks.by_main(lambda: check_out(out, recipe, described))
     torch.manual_seed(config.system.seed)
     structure = make_structure(config.arch, task.source.side)
     table = TableTRM(TRMDecoder(structure), len(task.row_names), config.table.noise, width=config.table.width)
-    if config.start:
-        start_from(load_bundle(config.start), table, task, config.data.benchmark)
+    if first is not None:
+        taken = take_over(first, table, config.data.benchmark, task.source.task_ids, task.row_names)
+        say(f"starts from {origin}: {taken} of {len(task.row_names)} rows")
     model = LossHead(table, config.loss).to(device)
     state = pretrain_state(config, model, len(task.source.task_ids))
     table.generator = state.generator  # the one that checkpoints hold
-    folder = checkpoint_folder(checkpoints, config.project, config.run)
 
     def exact() -> int:
         share = task.ceiling.take(np.arange(ranks.rank, len(task.ceiling), ranks.size))
@@ -217,7 +191,7 @@ def pretrain(
     log = folder / "metrics.jsonl"
     told = report if ranks.main else None
     with ExitStack() as held:
-        ranks.by_main(lambda: _hold(held, folder, config))
+        ranks.by_main(lambda: _hold(held, folder, config, origin))
         record = fit(config, state, task.source, rng, device, log, folder, points, told, stop_after, say, ranks)
     if record.executed_updates < record.planned_updates:
         return state
@@ -234,15 +208,14 @@ def pretrain(
         updates=record.executed_updates,
         data_hash=described,
         task_ids=task.source.task_ids,
-        row_names=tuple(task.row_names[row] for row in task.kept),
+        row_names=task.row_names,
         torch=torch.__version__,
         ceiling={"k": right, "n": len(task.ceiling), "unvoted": True},
     )
-    places = {row: place for place, row in enumerate(task.kept)}
-    golden = task.ceiling.take(np.flatnonzero(np.isin(task.ceiling.row, task.kept))[:GOLDEN])
+    golden = task.ceiling.take(slice(0, GOLDEN))
     table.requires_grad_(False).to("cpu")
-    inputs, rows = torch.from_numpy(golden.inputs), torch.tensor([places[int(row)] for row in golden.row])
-    weights = table.puzzle_emb.weights.detach()[list(task.kept)]
+    inputs, rows = torch.from_numpy(golden.inputs), torch.from_numpy(golden.row)
+    weights = table.puzzle_emb.weights.detach()
 
     def export() -> None:  # what it returned would be sent to every rank
         replace_bundle(out, table.decoder, weights, provenance, inputs, rows)
@@ -252,6 +225,6 @@ def pretrain(
     return state
 
 
-def _hold(held: ExitStack, folder: Path, config: PretrainConfig) -> None:
+def _hold(held: ExitStack, folder: Path, config: PretrainConfig, origin: str) -> None:
     held.enter_context(alone_in(folder))
-    keep_config(folder, to_dict(config), "config.yaml")
+    keep_config(folder, to_dict(config) | ({KEY: origin} if origin else {}), CONFIG_FILE)

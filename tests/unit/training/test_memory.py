@@ -5,8 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from etrm.config.compose import load
+from etrm.config.schema import PretrainConfig, RunConfig
+from etrm.models.bundle import load_bundle
+from etrm.models.etrm import TableTRM
+from etrm.training import loop
 from etrm.training.memory import keep_freed_memory
+from etrm.training.run import build_head
+from etrm.training.update import LossHead
 
 pytestmark = pytest.mark.fast
 
@@ -43,6 +51,16 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("called"))
     assert keep_freed_memory() is False
+
+
+def test_every_training_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: asked.append("asked"))
+    config, bundle = load(RunConfig, "cfg_micro"), load_bundle("micro")
+    loop.encoder_state(config, build_head(config, bundle, torch.device("cpu")), 148)
+    pretraining = load(PretrainConfig, "cfg_pretrain_micro")
+    loop.pretrain_state(pretraining, LossHead(TableTRM(bundle.decoder.requires_grad_(True), 4), pretraining.loss), 4)
+    assert asked == ["asked", "asked"]
 
 
 @glibc
