@@ -216,7 +216,8 @@ def _original(encoder: str) -> nn.Module:
 
 def _edit(package: Path, encoder: str, plant: EtrmPlant) -> None:
     if plant.where in ("output", "init"):
-        kind = type(_original(encoder))
+        # An encoder that extends another inherits its forward: the plant goes where that is written.
+        kind = next(k for k in type(_original(encoder)).__mro__ if "forward" in vars(k))
         file = _own_file(package, kind)
         if plant.where == "output":
             _edit_return(file, kind.__name__, plant, False)
