@@ -7,13 +7,14 @@ it another version.
 """
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from etrm.data.arc import Task, duplicate_groups, fits, load_arc
-from etrm.data.augment import Augmentation, sample_augmentations
+from etrm.data.augment import Augmentation, augmented_hash, sample_augmentations
+from etrm.data.generated import SUPPLEMENTED, generated_pairs, supplemented
 from etrm.data.grids import canonical_pair_hash
 from etrm.errors import DataError
 
@@ -48,6 +49,8 @@ class ArcSplit:
 ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {
     "arc-1": ArcBenchmark("arc-1", 9, 16, 62, 12, 1),
     "arc-2": ArcBenchmark("arc-2", 10, 20, 80, 12, 1),
+    # The cut of arc-1, so the same tasks are locked; of its training tasks those with generated pairs.
+    SUPPLEMENTED: ArcBenchmark(SUPPLEMENTED, 9, 16, 62, 12, 1),
 }
 
 
@@ -73,6 +76,20 @@ def distinct_tasks(side: int) -> tuple[Task, ...]:
 
 def split_arc(benchmark: ArcBenchmark) -> ArcSplit:
     """The benchmark's split, the same on every machine."""
+    split = cut_arc(benchmark)
+    if benchmark.version != SUPPLEMENTED:
+        return split
+    train, known = (tuple(t for t in part if t.id in generated_pairs()) for part in (split.train, split.unseen_known))
+    return replace(split, train=train, unseen_known=known)
+
+
+def taught(benchmark: str, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks as training draws from them: with their generated pairs, where the benchmark trains on such."""
+    return tuple(supplemented(t) for t in tasks) if benchmark == SUPPLEMENTED else tasks
+
+
+def cut_arc(benchmark: ArcBenchmark) -> ArcSplit:
+    """All tasks on the benchmark's canvas, cut into its parts."""
     tasks = distinct_tasks(benchmark.side)
     order = np.random.default_rng(benchmark.split_seed).permutation(len(tasks))
     shuffled = [tasks[i] for i in order]
@@ -93,3 +110,14 @@ def task_augmentations(task: Task, count: int, colours: bool, seed: int) -> list
     """The task's fixed augmentations, identity first; they depend on task id, count and seed alone."""
     key = [seed, *task.id.encode()]
     return sample_augmentations(task, count, np.random.default_rng(key), colours=colours)
+
+
+def fresh_augmentations(
+    task: Task, used: Sequence[Augmentation], count: int, colours: bool, seed: int
+) -> list[Augmentation]:
+    """Up to `count` augmentations that turn the task into grids that none of the `used` ones gives: two may differ in
+    colours alone that the task does not have.
+    """
+    taken = {augmented_hash(task, a) for a in used}
+    others = task_augmentations(task, 4 * (len(used) + count), colours, seed)
+    return [a for a in others if augmented_hash(task, a) not in taken][:count]

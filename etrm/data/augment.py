@@ -98,18 +98,18 @@ def sample_augmentations(
     """
     if count < 1 or retries < 1:
         raise DataError(f"sample_augmentations: count is {count} and retries {retries}, expected both to be at least 1")
-    found = {_augmented_hash(task, IDENTITY): IDENTITY}
+    found = {augmented_hash(task, IDENTITY): IDENTITY}
     for _ in range(count * retries):
         if len(found) >= count:
             break
         transform = int(rng.integers(TRANSFORMS))
         order = rng.permutation(np.arange(1, COLOURS)) if colours else np.arange(1, COLOURS)
         augmentation = Augmentation(transform, (0, *(int(colour) for colour in order)))
-        found.setdefault(_augmented_hash(task, augmentation), augmentation)
+        found.setdefault(augmented_hash(task, augmentation), augmentation)
     return list(found.values())
 
 
-def _augmented_hash(task: TaskLike, augmentation: Augmentation) -> str:
+def augmented_hash(task: TaskLike, augmentation: Augmentation) -> str:
     """sha256 hex of all grids of the augmented task, demonstrations then queries, in order."""
     digest = hashlib.sha256()
     for pair in (*task.demos, *task.queries):

@@ -13,7 +13,15 @@ import numpy as np
 
 from etrm.config.schema import RunConfig
 from etrm.data.arc import Task, overlaps
-from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, shows_its_answer, split_arc, task_augmentations
+from etrm.data.arc_split import (
+    ARC_BENCHMARKS,
+    arc_benchmark,
+    fresh_augmentations,
+    shows_its_answer,
+    split_arc,
+    task_augmentations,
+    taught,
+)
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import ArcQuery, ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, Benchmark, Member, benchmark, random_grids
@@ -153,17 +161,17 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
         return Rung(name, drawn.encode(queries), drawn.task_ids, known, asked, truths)
 
     votes = config.evaluation.augmentations
-    fresh = []
-    for task, used in zip(train, trained, strict=True):
-        others = task_augmentations(task, 4 * (data.augmentations + votes), data.colour_augmentation, 991 + seed)
-        fresh.append([a for a in others if a not in used][:votes])
+    fresh = [
+        fresh_augmentations(task, used, votes, data.colour_augmentation, 991 + seed)
+        for task, used in zip(train, trained, strict=True)
+    ]
     unseen = split.unseen
     voted = [task_augmentations(t, votes, data.colour_augmentation, 992 + seed) for t in unseen]
     checked = [task_augmentations(t, votes, data.colour_augmentation, 993 + seed) for t in split.validation]
     shared = overlaps(train, (*split.validation, *unseen))
     known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
     steered = _claimable(unseen, voted)[0][: config.evaluation.oracle_tasks]
-    drawn = source(train, trained)
+    drawn = source(taught(b.version, train), trained)
     probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
     checks = (
         check("disjoint", not shared, f"{len(shared)} pairs of tasks share a canonical hash {shared[:3]}"),
@@ -189,7 +197,7 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
             "unseen_task": _votes(unseen, voted),
         },
         bundle.structure.halt_max_steps,
-        sum(len(t.demos) * len(a) for t, a in zip(train, trained, strict=True)),
+        sum(len(t.demos) * len(a) for t, a in zip(drawn.tasks, trained, strict=True)),
     )
 
 

@@ -18,8 +18,9 @@ import torch
 
 from etrm.config.compose import to_dict
 from etrm.config.schema import ArchConfig, PretrainConfig
+from etrm.data.arc import Task
 from etrm.data.arc_agi import ARC_AGI
-from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
+from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations, taught
 from etrm.data.arc_table import table_source
 from etrm.data.episodes import ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, benchmark
@@ -68,8 +69,12 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         names = tuple(a.name(t.id) for t, listed in zip(tasks, augmentations, strict=True) for a in listed)
         rows = {n: i for i, n in enumerate(names)}
         side = arc_benchmark(data.benchmark).side
-        source = ArcSource(tasks, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
-        return PretrainingTask(source, names, source.encode(source.queries()))
+
+        def source(drawn: Sequence[Task]) -> ArcSource:
+            return ArcSource(drawn, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
+
+        asked = source(tasks)
+        return PretrainingTask(source(taught(data.benchmark, tasks)), names, asked.encode(asked.queries()))
     if data.benchmark in ARC_AGI:
         if data.max_demos != 1 or data.leave_one_out:
             raise ConfigError(

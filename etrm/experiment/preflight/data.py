@@ -7,6 +7,7 @@ and seldom repeats itself.
 Legend: B batch, K demonstrations, S canvas cells.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,13 +15,21 @@ import numpy as np
 
 from etrm.config.schema import RunConfig
 from etrm.data.arc import Task
-from etrm.data.arc_split import ARC_BENCHMARKS, arc_benchmark, split_arc, task_augmentations
+from etrm.data.arc_split import (
+    ARC_BENCHMARKS,
+    arc_benchmark,
+    fresh_augmentations,
+    split_arc,
+    task_augmentations,
+    taught,
+)
 from etrm.data.augment import Augmentation
 from etrm.data.episodes import Batch
 from etrm.data.families import Member, benchmark, random_grids
-from etrm.data.grids import COLOUR0, encode_grid, labels_of
+from etrm.data.grids import COLOUR0
 from etrm.experiment.arms import Arm, Rung
 from etrm.experiment.checks import Check, check
+from etrm.experiment.preflight.arc_reading import TaskReading
 from etrm.models.bundle import Bundle
 
 Explains = Callable[[Batch, int, str], bool]  # (batch, episode, task id): does the task explain every pair of it?
@@ -162,31 +171,15 @@ def _explains_rule(config: RunConfig) -> Explains:
 def _explains_arc(config: RunConfig, bundle: Bundle) -> Explains:
     b = arc_benchmark(config.data.benchmark)
     split = split_arc(b)
-    tasks = {t.id: t for t in (*split.train, *split.validation, *split.unseen, *split.unseen_known)}
-    cache: dict[str, dict[bytes, set[int]]] = {}
+    tasks = {t.id: t for t in (*split.decoder, *split.validation, *split.unseen)}
+    pairs = tasks | {t.id: t for t in taught(b.version, split.decoder)}
 
-    def readings(task: Task) -> dict[bytes, set[int]]:
-        """Which augmentations write one of the task's pairs (a demonstration, or a query as labels) as these bytes."""
-        if task.id not in cache:
-            found: dict[bytes, set[int]] = {}
-            for number, augmentation in enumerate(_augmentations(task, config, bundle)):
-                for pair in (*task.demos, *task.queries):
-                    given, answer = (encode_grid(augmentation.apply(g), b.side) for g in (pair.input, pair.output))
-                    for tokens in (answer, labels_of(answer)):
-                        key = given.astype(np.int64).tobytes() + tokens.astype(np.int64).tobytes()
-                        found.setdefault(key, set()).add(number)
-            cache[task.id] = found
-        return cache[task.id]
+    @functools.cache
+    def reading(task: str) -> TaskReading:
+        # Augmentations are those of the task as ARC has it: which of them differ depends on its pairs.
+        return TaskReading(pairs[task], _augmentations(tasks[task], config, bundle), b.side)
 
-    def explains(batch: Batch, i: int, task: str) -> bool:
-        known = readings(tasks[task])
-        shown = batch.demo_mask[i]
-        pairs = [(batch.inputs[i], batch.labels[i])]
-        pairs += list(zip(batch.demo_inputs[i][shown], batch.demo_labels[i][shown], strict=True))
-        written = [a.astype(np.int64).tobytes() + l.astype(np.int64).tobytes() for a, l in pairs]
-        return bool(set.intersection(*(known.get(w, set()) for w in written)))
-
-    return explains
+    return lambda batch, i, task: reading(task).explains(batch, i)
 
 
 def _augmentations(task: Task, config: RunConfig, bundle: Bundle) -> list[Augmentation]:
@@ -194,6 +187,5 @@ def _augmentations(task: Task, config: RunConfig, bundle: Bundle) -> list[Augmen
     data, seed, votes = config.data, config.system.seed, config.evaluation.augmentations
     own = task_augmentations(task, data.augmentations, data.colour_augmentation, bundle.provenance.seed)
     drawn = [a for salt in (992, 993) for a in task_augmentations(task, votes, data.colour_augmentation, salt + seed)]
-    others = task_augmentations(task, 4 * (data.augmentations + votes), data.colour_augmentation, 991 + seed)
-    fresh = [a for a in others if a not in own][:votes]
+    fresh = fresh_augmentations(task, own, votes, data.colour_augmentation, 991 + seed)
     return list(dict.fromkeys((*own, *drawn, *fresh)))

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from etrm.data.arc import fits, overlaps
@@ -11,12 +12,15 @@ from etrm.data.arc_split import (
     ARC_BENCHMARKS,
     ArcSplit,
     arc_benchmark,
+    cut_arc,
     distinct_tasks,
+    fresh_augmentations,
     shows_its_answer,
     split_arc,
     task_augmentations,
 )
-from etrm.data.augment import IDENTITY
+from etrm.data.augment import IDENTITY, augmented_hash
+from etrm.data.generated import SUPPLEMENTED, generated_pairs
 from etrm.data.grids import canonical_pair_hash, canonical_task_hashes
 from etrm.errors import DataError
 
@@ -38,9 +42,21 @@ def split(version: str) -> ArcSplit:
 def test_the_parts_have_the_promised_sizes(version: str, split: ArcSplit) -> None:
     b = arc_benchmark(version)
     assert b.side >= 8
-    assert len(split.train) >= 64 and len(split.unseen) >= 60 and len(split.unseen) + len(split.unseen_known) >= 60
-    sizes = (len(split.validation), len(split.unseen), len(split.unseen_known))
+    cut = cut_arc(b)
+    assert len(cut.train) >= 64 and len(cut.unseen) >= 60
+    sizes = (len(cut.validation), len(cut.unseen), len(cut.unseen_known))
     assert sizes == (b.validation, b.unseen, b.unseen_known)
+    if version == SUPPLEMENTED:
+        assert (len(split.train), len(split.unseen_known)) == (45, 11)
+    else:
+        assert split == cut
+
+
+def test_the_supplemented_benchmark_locks_the_tasks_of_arc_1_and_trains_on_some_of_its_own() -> None:
+    one, three = split_arc(arc_benchmark("arc-1")), split_arc(arc_benchmark(SUPPLEMENTED))
+    assert (three.unseen, three.validation) == (one.unseen, one.validation)
+    assert set(generated_pairs()) == {t.id for t in three.decoder} < {t.id for t in one.decoder}
+    assert {t.id for t in three.train} < {t.id for t in one.train}
 
 
 def test_no_two_parts_share_an_id_or_a_canonical_hash(split: ArcSplit) -> None:
@@ -53,8 +69,9 @@ def test_no_two_parts_share_an_id_or_a_canonical_hash(split: ArcSplit) -> None:
         assert not hashes[0] & hashes[1]
 
 
-def test_the_split_is_complete_and_every_task_fits(version: str, split: ArcSplit) -> None:
+def test_the_cut_is_complete_and_every_task_fits(version: str) -> None:
     side = arc_benchmark(version).side
+    split = cut_arc(arc_benchmark(version))
     listed = [t for part in PARTS for t in getattr(split, part)]
     assert sorted(t.id for t in listed) == sorted(t.id for t in distinct_tasks(side))
     assert all(fits(t, side) for t in listed)
@@ -90,8 +107,14 @@ TURNED_DEMONSTRATIONS = {
         "unseen": {"00576224", "bdad9b1f", "ca8de6ea", "833966f4"},
         "unseen_known": set(),
     },
+    "arc-3": {
+        "train": {"0d3d703e", "4522001f"},
+        "validation": {"e9afcf9a", "bdad9b1f"},
+        "unseen": {"27a28665"},
+        "unseen_known": set(),
+    },
 }
-FIXED = {"arc-1": "27ac530878264c36", "arc-2": "c1688f15842f9011"}
+FIXED = {"arc-1": "27ac530878264c36", "arc-2": "c1688f15842f9011", "arc-3": "292ed1e94e1e8dff"}
 
 
 def test_tasks_whose_query_is_a_turned_or_recoloured_demonstration_are_on_record(version: str, split: ArcSplit) -> None:
@@ -124,3 +147,19 @@ def test_a_tasks_augmentations_are_its_own_fixed_and_begin_with_the_identity(spl
 def test_an_unknown_version_lists_the_known_ones() -> None:
     with pytest.raises(DataError, match="arc-1, arc-2"):
         arc_benchmark("arc-9")
+
+
+def test_fresh_augmentations_give_grids_that_no_used_one_gives() -> None:
+    """Two augmentations that differ in colours a task does not have are one to an encoder."""
+    two_colours = min(
+        split_arc(arc_benchmark("arc-1")).train,
+        key=lambda t: len(
+            np.unique(np.concatenate([g.ravel() for p in (*t.demos, *t.queries) for g in (p.input, p.output)]))
+        ),
+    )
+    used = task_augmentations(two_colours, 64, True, 0)
+    fresh = fresh_augmentations(two_colours, used, 4, True, 991)
+    hashes = [augmented_hash(two_colours, a) for a in (*used, *fresh)]
+    assert len(set(hashes)) == len(hashes) and not set(fresh) & set(used)
+    naive = [a for a in task_augmentations(two_colours, 272, True, 991) if a not in used][:4]
+    assert {augmented_hash(two_colours, a) for a in naive} & {augmented_hash(two_colours, a) for a in used}

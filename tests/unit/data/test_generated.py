@@ -1,0 +1,65 @@
+"""Generated pairs: never a held-back one, never in what is asked, and a file that says when it is damaged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from etrm.data.arc import Pair
+from etrm.data.arc_split import arc_benchmark, split_arc, taught
+from etrm.data.generated import SUPPLEMENTED, generated_pairs, supplemented, write_pairs
+from etrm.data.grids import canonical_pair_hash
+from etrm.errors import DataError
+
+pytestmark = pytest.mark.fast
+
+PAIRS = {
+    "one": [Pair(np.eye(3, dtype=np.uint8), np.ones((1, 2), dtype=np.uint8))],
+    "two": [Pair(np.full((2, 2), n, dtype=np.uint8), np.full((4, 1), 9, dtype=np.uint8)) for n in (1, 2)],
+}
+
+
+def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.npz", PAIRS, "{}")
+    assert generated_pairs(tmp_path / "pairs.npz") == {task: tuple(pairs) for task, pairs in PAIRS.items()}
+
+
+def test_a_missing_or_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.npz"
+    with pytest.raises(DataError, match=r"pairs\.npz is missing"):
+        generated_pairs(path)
+    write_pairs(path, PAIRS, "{}")
+    held = dict(np.load(path))
+    np.savez(path, **{name: value for name, value in held.items() if name != "of"})
+    with pytest.raises(DataError, match="lacks"):
+        generated_pairs(path)
+    np.savez(path, **(held | {"cells": held["cells"][1:]}))
+    with pytest.raises(DataError, match="26 cells, 27 expected"):
+        generated_pairs(path)
+
+
+def test_the_shipped_pairs_fit_the_canvas_and_are_many_and_different() -> None:
+    side = arc_benchmark(SUPPLEMENTED).side
+    for task, pairs in generated_pairs().items():
+        assert len(set(pairs)) == len(pairs) == 500, task
+        assert max(max(p.input.shape + p.output.shape) for p in pairs) <= side
+
+
+@pytest.mark.thorough
+def test_no_shipped_pair_is_a_held_back_one_turned_or_recoloured() -> None:
+    split = split_arc(arc_benchmark(SUPPLEMENTED))
+    kept = [p for t in (*split.validation, *split.unseen) for p in (*t.demos, *t.queries)]
+    kept += [p for t in split.decoder for p in t.queries]
+    forbidden = {canonical_pair_hash(p.input, p.output) for p in kept}
+    found = {canonical_pair_hash(p.input, p.output) for pairs in generated_pairs().values() for p in pairs}
+    assert not found & forbidden and len(found) > 18_000
+
+
+def test_only_what_trains_on_them_sees_them_and_queries_stay() -> None:
+    split = split_arc(arc_benchmark(SUPPLEMENTED))
+    task = split.train[0]
+    more = supplemented(task)
+    assert more.queries == task.queries and more.demos == (*task.demos, *generated_pairs()[task.id])
+    assert taught(SUPPLEMENTED, (task,)) == (more,) and taught("arc-1", (task,)) == (task,)
+    with pytest.raises(DataError, match="no generated pairs"):
+        supplemented(split.unseen[0])
