@@ -226,7 +226,7 @@ def decision(
     seed: int = 0,
     correction: float = 1.0,
 ) -> Decision:
-    """`decide` with its reason.
+    """Is the rung above the threshold and its nulls, below the threshold, or undecided? With the reason.
 
     above: lower bound > threshold, and every null is beaten: one asked on the same queries by the one-sided paired
     sign-flip test (p times `correction`, Holm's factor for this rung, < alpha), others by lower bound > upper bound.
@@ -260,33 +260,6 @@ def decision(
             missed = f"does not beat the null '{other.name}' ({other.k} of {other.n}; {how})"
             return Decision("undecided", f"{spans}, is above {threshold:.2%} but {missed}", worst)
     return Decision("above", f"{spans}, is above {threshold:.2%} and beats every null", worst)
-
-
-def decide(
-    result: RungResult, threshold: float, null: RungResult | Sequence[RungResult], alpha: float = 0.05, seed: int = 0
-) -> DecisionWord:
-    """Is the rung above the threshold and its nulls, below the threshold, or undecided? See `decision` for the rule."""
-    return decision(result, threshold, null, alpha, seed).word
-
-
-def decide_rungs(
-    results: Mapping[str, RungResult],
-    threshold: float,
-    nulls: Mapping[str, Sequence[RungResult]],
-    alpha: float = 0.05,
-    seed: int = 0,
-) -> dict[str, Decision]:
-    """Decisions of several rungs with Holm's correction of their paired p-values: the smallest p is held to
-    alpha / rungs, the next to alpha / (rungs - 1), ..., and once one rung fails so do the rungs with larger p."""
-    if set(results) != set(nulls):
-        raise EvaluationError(f"rungs {sorted(results)} and nulls {sorted(nulls)} differ: measure nulls for each rung")
-    ps = {name: p for name in results if (p := null_p(results[name], list(nulls[name]), seed)) is not None}
-    adjusted = holm(ps)
-    out: dict[str, Decision] = {}
-    for name, result in results.items():
-        factor = adjusted[name] / ps[name] if name in ps else 1.0  # p is never 0
-        out[name] = decision(result, threshold, list(nulls[name]), alpha, seed, max(1.0, factor))
-    return out
 
 
 def intra_task_correlation(per_task: Sequence[tuple[int, int]]) -> float:

@@ -17,8 +17,6 @@ from etrm.evaluation.statistics import (
     SignFlip,
     clopper_pearson,
     cluster_interval,
-    decide,
-    decide_rungs,
     decision,
     holm,
     intra_task_correlation,
@@ -267,22 +265,22 @@ def test_holm_known_values_and_order() -> None:
 )
 def test_decisions_at_the_useful_rate_against_a_null_on_the_same_tasks(k: int, n: int, expected: str) -> None:
     """4 of 32 against a paired 0 of 32 has p = 1/16: above 2 %, but not shown above its null."""
-    assert decide(single(k, n), 0.02, single(0, n, "null")) == expected
+    assert decision(single(k, n), 0.02, single(0, n, "null")).word == expected
 
 
 def test_four_of_32_is_above_when_the_nulls_are_known_well() -> None:
-    assert decide(single(4, 32), 0.02, single(0, 400, "null")) == "above"
+    assert decision(single(4, 32), 0.02, single(0, 400, "null")).word == "above"
     told = decision(single(4, 32), 0.02, single(0, 32, "mismatched"))
     assert told.p_null == 0.0625 and "mismatched" in told.reason and "4 tasks that differ" in told.reason
 
 
 def test_every_null_must_be_beaten() -> None:
     own, weak, strong = single(16, 32), single(0, 32, "weak"), single(15, 32, "strong")
-    assert decide(own, 0.02, [weak]) == "above"
-    assert decide(own, 0.02, [weak, strong]) == "undecided"
+    assert decision(own, 0.02, [weak]).word == "above"
+    assert decision(own, 0.02, [weak, strong]).word == "undecided"
     assert "strong" in decision(own, 0.02, [weak, strong]).reason
     with pytest.raises(EvaluationError, match="no null"):
-        decide(own, 0.02, [])
+        decision(own, 0.02, [])
 
 
 @pytest.mark.parametrize(
@@ -348,49 +346,22 @@ def test_a_sampled_p_value_is_that_of_the_seed_asked_for() -> None:
     assert sum(value <= p[lowest] for value in p.values()) == 1 and p[0] != p[1]
     assert null_p(own, [null], lowest) == decision(own, 0.02, null, seed=lowest).p_null == p[lowest]
     assert null_p(own, [null]) == decision(own, 0.02, null).p_null == p[0]
-    assert decide(own, 0.02, null, alpha, lowest) == "above"
-    assert decide(own, 0.02, null, alpha) == "undecided"
-    rungs, nulls = {"a": own}, {"a": [null]}
-    assert decide_rungs(rungs, 0.02, nulls, alpha, lowest) == {"a": decision(own, 0.02, null, alpha, lowest)}
-    assert decide_rungs(rungs, 0.02, nulls) == {"a": decision(own, 0.02, null, seed=0)}
-    twins = decide_rungs({"a": own, "b": own}, 0.02, {"a": [null], "b": [null]}, seed=lowest)
-    assert twins["a"].p_null == twins["b"].p_null == 2 * p[lowest]
-    assert (
-        p[lowest] < 1 / 32 < p[0]
-    )  # so that Holm puts it before a rung with p = 1/32 by this seed, behind it by seed 0
-    beside = decide_rungs({**rungs, "b": single(5, 32)}, 0.02, {**nulls, "b": [single(0, 32, "null")]}, seed=lowest)
-    assert beside["a"].p_null == 2 * p[lowest]
+    assert decision(own, 0.02, null, alpha, lowest).word == "above"
+    assert decision(own, 0.02, null, alpha).word == "undecided"
 
 
 def test_without_an_own_seed_all_decisions_use_seed_0() -> None:
     own, null = rung_result("own", [(1, 1)] * 17 + [(0, 1)] * 7), rung_result("null", [(0, 1)] * 17 + [(1, 1)] * 7)
     first, second = (decision(own, 0.02, null, seed=seed).p_null for seed in (0, 1))
     assert first is not None and second is not None and first != second
-    words = [decide(own, 0.02, null, (first + second) / 2, *seed) for seed in ((), (0,), (1,))]
+    words = [decision(own, 0.02, null, (first + second) / 2, *seed).word for seed in ((), (0,), (1,))]
     assert words[0] == words[1] != words[2]
 
 
 def test_a_rung_asked_other_queries_than_its_null_is_decided_without_a_p_value() -> None:
     own, elsewhere = single(16, 32), rung_result("null", {"other": (0, 400)})
     assert null_p(own, [elsewhere]) is None
-    told = decide_rungs({"a": own, "b": single(5, 32)}, 0.02, {"a": [elsewhere], "b": [single(0, 32, "null")]})
-    assert told["a"].p_null is None
-    assert told["b"] == decision(single(5, 32), 0.02, single(0, 32, "null"))  # Holm counts one tested rung
-
-
-def test_correction_over_rungs_is_applied() -> None:
-    """5 of 32 (p = 1/32) passes alone and beside a clearly solved rung, but not beside an equally uncertain twin."""
-    results = {"seen_task": single(20, 32), "unseen_task": single(5, 32)}
-    nulls = {name: [single(0, 32, "null")] for name in results}
-    alone = decide_rungs({"unseen_task": single(5, 32)}, 0.02, {"unseen_task": nulls["unseen_task"]})
-    assert alone["unseen_task"].word == "above"
-    both = decide_rungs(results, 0.02, nulls)
-    assert (both["seen_task"].word, both["unseen_task"].word) == ("above", "above")  # the larger p keeps its own alpha
-    twins = decide_rungs({"a": single(5, 32), "b": single(5, 32)}, 0.02, {"a": [single(0, 32)], "b": [single(0, 32)]})
-    assert [told.word for told in twins.values()] == ["undecided", "undecided"]
-    assert twins["a"].p_null == pytest.approx(0.0625)
-    with pytest.raises(EvaluationError, match="differ"):
-        decide_rungs(results, 0.02, {})
+    assert decision(own, 0.02, elsewhere).p_null is None
 
 
 def test_an_encoder_no_better_than_its_null_is_rarely_called_above() -> None:
@@ -398,7 +369,7 @@ def test_an_encoder_no_better_than_its_null_is_rarely_called_above() -> None:
     words = []
     for _ in range(200):
         own, null = (rung_result("drawn", [(int(s), 1) for s in rng.random(24) < 0.4]) for _ in range(2))
-        words.append(decide(own, 0.0, null))  # threshold 0: only the null can stop an "above"
+        words.append(decision(own, 0.0, null).word)  # threshold 0: only the null can stop an "above"
     assert words.count("above") / 200 < 0.08 and "below" not in words
 
 
