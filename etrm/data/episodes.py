@@ -19,6 +19,8 @@ from etrm.data.families import Benchmark, Member, random_grids
 from etrm.data.grids import COLOUR0, PAD, encode_grid, labels_of
 from etrm.errors import DataError
 
+OWN_SHOWN = 0.5  # of the episodes of a task with generated pairs show its own demonstrations
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -122,7 +124,8 @@ class ArcSource:
 
     With `leave_one_out` each demonstration is a training query answered from the others; the tasks' own queries are
     never sampled, they belong to the evaluation (`queries`). `row_of(task id)` maps an augmented name to its table row
-    or -1.
+    or -1. `own`, where tasks come with generated pairs: how many of each task's demonstrations, the first ones, are its
+    own. Then half of the episodes show those and ask a generated pair, as an evaluation shows them.
     """
 
     def __init__(
@@ -133,14 +136,17 @@ class ArcSource:
         max_demos: int,
         row_of: Callable[[str], int] = lambda name: -1,
         leave_one_out: bool = True,
+        own: Sequence[int] = (),
     ) -> None:
         if len(tasks) != len(augmentations):
             raise DataError(f"{len(tasks)} tasks but {len(augmentations)} lists of augmentations; give one list a task")
+        if own and (len(own) != len(tasks) or not all(0 < n < len(t.demos) for n, t in zip(own, tasks, strict=True))):
+            raise DataError("own: one number a task, at least 1 and less than its demonstrations with generated pairs")
         self.tasks = tuple(tasks)
         self.task_ids = tuple(t.id for t in tasks)
         self.augmentations = tuple(tuple(a) for a in augmentations)
         self.side, self.max_demos = side, max_demos
-        self.row_of, self.leave_one_out = row_of, leave_one_out
+        self.row_of, self.leave_one_out, self.own = row_of, leave_one_out, tuple(own)
 
     def sample(self, count: int, rng: np.random.Generator) -> Batch:
         """`count` leave-one-out episodes: task, then augmentation, then the pair asked, each uniform.
@@ -153,8 +159,12 @@ class ArcSource:
         for task in rng.integers(len(self.tasks), size=count):
             demos = self.tasks[task].demos
             augmentation = self.augmentations[task][rng.integers(len(self.augmentations[task]))]
-            asked = int(rng.integers(len(demos)))
-            shown = [d for i, d in enumerate(demos) if i != asked]
+            if self.own and rng.random() < OWN_SHOWN:
+                shown = list(demos[: self.own[task]])
+                asked = int(rng.integers(len(shown), len(demos)))
+            else:
+                asked = int(rng.integers(len(demos)))
+                shown = [d for i, d in enumerate(demos) if i != asked]
             shown = [shown[i] for i in rng.permutation(len(shown))[: self.max_demos]]
             row = self.row_of(augmentation.name(self.task_ids[task]))
             chosen.append(ArcQuery(int(task), asked, augmentation, tuple(shown), demos[asked], row))

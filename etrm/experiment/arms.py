@@ -171,7 +171,10 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
     shared = overlaps(train, (*split.validation, *unseen))
     known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
     steered = _claimable(unseen, voted)[0][: config.evaluation.oracle_tasks]
-    drawn = source(taught(b.version, train), trained)
+    drawn = source(train, trained)
+    if (more := taught(b.version, train)) != train:
+        own = [len(t.demos) for t in train]
+        drawn = ArcSource(more, trained, b.side, data.max_demos, bundle.row_of, data.leave_one_out, own)
     probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
     checks = (
         check("disjoint", not shared, f"{len(shared)} pairs of tasks share a canonical hash {shared[:3]}"),
@@ -214,8 +217,10 @@ def _arc_oracle(asked: ArcSource) -> tuple[Batch, Batch]:
 def _claimable(
     tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]
 ) -> tuple[tuple[Task, ...], list[list[Augmentation]]]:
-    """Without the tasks whose query is one of their demonstrations, turned or recoloured; those are trained on only."""
-    kept = [(t, a) for t, a in zip(tasks, augmentations, strict=True) if not shows_its_answer(t)]
+    """Without the tasks whose query is one of their demonstrations, turned or recoloured, and those that have no
+    augmentation left to be asked under; both are trained on only.
+    """
+    kept = [(t, a) for t, a in zip(tasks, augmentations, strict=True) if a and not shows_its_answer(t)]
     return tuple(t for t, _ in kept), [a for _, a in kept]
 
 

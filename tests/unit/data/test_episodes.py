@@ -1,6 +1,7 @@
 """Episodes: what may stand together in one, what a batch holds, and pairings that never lend a task to itself."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -244,3 +245,21 @@ def test_augmented_tasks_of_one_base_task_count_as_one() -> None:
     source = ArcSource(TASKS, [sample_augmentations(t, 4, np.random.default_rng(0)) for t in TASKS], SIDE, 3)
     batch = source.sample(60, np.random.default_rng(0))
     assert set(batch.task.tolist()) == {0, 1, 2}
+
+
+def test_half_of_the_episodes_of_a_task_with_generated_pairs_show_its_own_demonstrations() -> None:
+    """An encoder that never saw a task's own demonstrations read them badly, and those are what an evaluation shows."""
+    generated = tuple(Pair(np.full((2, n), 3), np.full((n, 2), 4)) for n in range(1, 5))
+    more, own = [replace(t, demos=(*t.demos, *generated)) for t in TASKS], [len(t.demos) for t in TASKS]
+    source = ArcSource(more, [(IDENTITY,)] * len(TASKS), SIDE, 10, own=own)
+    batch = source.sample(400, np.random.default_rng(0))
+    asked = {tokens(pair, IDENTITY)[0] for pair in generated}
+    shows = np.zeros(400, dtype=bool)
+    for i, index in enumerate(batch.task):
+        given = {x.astype(np.int64).tobytes() for x in batch.demo_inputs[i][batch.demo_mask[i]]}
+        shows[i] = given == {tokens(pair, IDENTITY)[0] for pair in TASKS[index].demos}
+        assert not shows[i] or batch.inputs[i].astype(np.int64).tobytes() in asked
+    assert 0.4 < shows.mean() < 0.6
+    for wrong in ([len(t.demos) for t in more], [0] * len(TASKS), [1]):
+        with pytest.raises(DataError, match="own"):
+            ArcSource(more, [(IDENTITY,)] * len(TASKS), SIDE, 10, own=wrong)
