@@ -7,7 +7,7 @@ import pytest
 
 from etrm.errors import EvaluationError
 from etrm.evaluation.plan import main, plan, tasks_needed, tasks_to_beat, tasks_to_decide
-from etrm.evaluation.statistics import decide, rung_result, sign_flip_test
+from etrm.evaluation.statistics import decision, rung_result, sign_flip_test
 
 pytestmark = pytest.mark.fast
 
@@ -54,7 +54,7 @@ def test_at_a_null_of_zero_five_solved_tasks_are_needed() -> None:
 
 def test_tasks_needed_follows_the_decision() -> None:
     none, null = rung_result("own", [(0, 1)] * 32), rung_result("null", [(0, 1)] * 32)
-    assert decide(none, 0.02, null) == "undecided" and tasks_needed(none, 0.02, [null]) == 183
+    assert decision(none, 0.02, null).word == "undecided" and tasks_needed(none, 0.02, [null]) == 183
     four = rung_result("own", [(1, 1)] * 4 + [(0, 1)] * 28)
     assert 40 <= (tasks_needed(four, 0.02, [null]) or 0) <= 70
     assert tasks_needed(four, 0.02, [four]) is None  # as good as its null: more tasks do not help
