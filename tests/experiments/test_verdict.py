@@ -547,6 +547,7 @@ def test_precedence(evidence: Evidence) -> None:
     assert judge(Evidence.from_json(evidence.to_json())) == verdict
 
 
+@pytest.mark.thorough
 @settings(deadline=None, derandomize=True, max_examples=80)
 @given(changed_evidence(), st.sampled_from(CHANGES))
 def test_one_more_failure_never_makes_an_a(evidence: Evidence, name: str) -> None:

@@ -218,6 +218,7 @@ def most_of_one(tasks: list[int]) -> int:
     return max(tasks.count(t) for t in tasks)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(OWNERS.filter(lambda tasks: 2 * most_of_one(tasks) <= len(tasks)), st.integers(0, 9))
 def test_no_episode_borrows_from_its_own_task_and_each_lends_once(tasks: list[int], seed: int) -> None:

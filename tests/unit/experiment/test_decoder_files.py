@@ -39,6 +39,7 @@ def arch_of(official: Path) -> dict[str, object]:
     return arch
 
 
+@pytest.mark.thorough
 def test_the_same_decoder_in_three_kinds_of_file(official: Path, tmp_path: Path) -> None:
     write_bundle_once(official, tmp_path / "bundle")
     step = ours(tmp_path / "run", official_state(TINY, 400), arch=arch_of(official))

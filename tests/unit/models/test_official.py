@@ -55,6 +55,7 @@ def test_decoder_is_the_files_bit_for_bit(folder: Path, name: str) -> None:
     assert not any(p.requires_grad for p in bundle.decoder.parameters())
 
 
+@pytest.mark.thorough
 def test_the_public_checkpoints_structure_comes_from_its_own_config(folder: Path) -> None:
     path = write_official(folder, FULL, rows=2)
     file = open_official(path)
@@ -326,6 +327,7 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     assert [p.name for p in full.iterdir()] == ["notes"]
 
 
+@pytest.mark.thorough
 def test_the_command_keeps_a_sample_or_with_their_names_all_rows_of_the_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,6 +377,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(folder: Path, tmp_path: 
     assert (tmp_path / "afile").read_text() == "mine"
 
 
+@pytest.mark.thorough
 def test_resolve_bundle_takes_a_name_a_folder_and_a_file(folder: Path, tmp_path: Path) -> None:
     path = write_official(folder)
     write_bundle_once(path, tmp_path / "bundle")

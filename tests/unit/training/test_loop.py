@@ -136,6 +136,7 @@ def test_a_checkpoint_over_another_decoder_or_encoder_is_refused_and_changes_not
         assert all(torch.equal(t, before[n]) for n, t in weights(state).items()) and state.step == 0
 
 
+@pytest.mark.thorough
 def test_an_optimiser_after_a_resume_still_holds_the_models_own_parameters(toy: Any, tmp_path: Path) -> None:
     """Fault 47."""
     config = toy.config(freeze={"decoder_updates": 4})
@@ -176,6 +177,7 @@ def test_without_a_join_the_decoder_stays_frozen_for_good(toy: Any, tmp_path: Pa
     assert set(state.optimizers) == {"encoder"}
 
 
+@pytest.mark.thorough
 def test_the_joined_decoder_moves_at_its_own_rate(toy: Any, tmp_path: Path) -> None:
     config = toy.config(freeze={"decoder_updates": 0, "joint_lr": 0.0}, optim={"weight_decay": 0.0})
     state = toy.state(config)
@@ -240,6 +242,7 @@ def test_a_torch_file_that_is_no_checkpoint_is_refused(toy: Any, tmp_path: Path,
         resume(tmp_path / "step_1", config, toy.state(config), np.random.default_rng(0))
 
 
+@pytest.mark.thorough
 def test_a_missing_name_lists_those_that_exist_with_their_epochs(toy: Any, tmp_path: Path) -> None:
     config = toy.config(budget={"checkpoint_every": 3})
     toy.fit(config, toy.state(config), tmp_path)
@@ -317,6 +320,7 @@ def test_a_budget_in_epochs_is_executed_as_planned(toy: Any, tmp_path: Path) -> 
     assert record.episodes == state.episodes_entered <= 12 * 6
 
 
+@pytest.mark.thorough
 def test_the_loop_stops_at_the_plan_and_calls_back_after_the_right_updates(toy: Any, tmp_path: Path) -> None:
     config = toy.config()
     state = toy.state(config)
@@ -354,6 +358,7 @@ def by_hand(toy: Any, config: RunConfig, state: TrainState) -> list[dict[str, fl
     return rows
 
 
+@pytest.mark.thorough
 def test_a_metrics_line_is_the_average_since_the_last_one_not_the_last_minibatch(toy: Any, tmp_path: Path) -> None:
     """Fault 24."""
     config = toy.config()
