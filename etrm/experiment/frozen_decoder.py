@@ -130,6 +130,10 @@ class FrozenDecoderRun:
             self.edit(head)
         frozen = snapshot(bundle.decoder)
         before = [*decoder_checks(head.decoder, bundle), *arm.checks]
+        seen = arm.rungs[0].batch
+        if lacking := int((seen.row < 0).sum()):
+            said = f"{lacking} of {len(seen)} queries of {arm.rungs[0].name} have no row in the decoder's table"
+            return self._refused((*before, check("decoder_competent", False, said)))
         positive = positive_control(config, arm, bundle)
         before.append(competence(positive, arm))
         if not any(c.ok is False for c in before if c.hypothesis == "H1"):
