@@ -7,6 +7,7 @@ it another version.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -120,4 +121,4 @@ def fresh_augmentations(
     """
     taken = {augmented_hash(task, a) for a in used}
     others = task_augmentations(task, 4 * (len(used) + count), colours, seed)
-    return [a for a in others if augmented_hash(task, a) not in taken][:count]
+    return list(itertools.islice((a for a in others if augmented_hash(task, a) not in taken), count))

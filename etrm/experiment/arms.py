@@ -6,7 +6,7 @@ are fixed by the benchmark and the seed, never by what was trained. The locked t
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from etrm.data.arc_split import (
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import ArcQuery, ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, Benchmark, Member, benchmark, random_grids
+from etrm.data.generated import SUPPLEMENTED
 from etrm.errors import ConfigError
 from etrm.experiment.checks import Check, check
 from etrm.experiment.evidence import ArmName
@@ -149,8 +150,8 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
         task_augmentations(t, data.augmentations, data.colour_augmentation, bundle.provenance.seed) for t in train
     ]
 
-    def source(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]]) -> ArcSource:
-        return ArcSource(tasks, augmentations, b.side, data.max_demos, bundle.row_of, data.leave_one_out)
+    def source(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], own: Sequence[int] = ()) -> ArcSource:
+        return ArcSource(tasks, augmentations, b.side, data.max_demos, bundle.row_of, data.leave_one_out, own)
 
     def rung(name: str, tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], known: bool) -> Rung:
         tasks, augmentations = _claimable(tasks, augmentations)
@@ -171,10 +172,8 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
     shared = overlaps(train, (*split.validation, *unseen))
     known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
     steered = _claimable(unseen, voted)[0][: config.evaluation.oracle_tasks]
-    drawn = source(train, trained)
-    if (more := taught(b.version, train)) != train:
-        own = [len(t.demos) for t in train]
-        drawn = ArcSource(more, trained, b.side, data.max_demos, bundle.row_of, data.leave_one_out, own)
+    own = [len(t.demos) for t in train] if b.version == SUPPLEMENTED else []
+    drawn = source(taught(b.version, train), trained, own)
     probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
     checks = (
         check("disjoint", not shared, f"{len(shared)} pairs of tasks share a canonical hash {shared[:3]}"),

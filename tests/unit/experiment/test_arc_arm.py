@@ -1,0 +1,42 @@
+"""The ARC arm with generated pairs: they teach, and nothing of them is asked or shown in an evaluation."""
+
+import pytest
+
+from etrm.config.compose import load
+from etrm.config.schema import RunConfig
+from etrm.data.arc_split import arc_benchmark, split_arc, task_augmentations
+from etrm.data.generated import SUPPLEMENTED
+from etrm.experiment.arms import Arm, build_arm
+from etrm.experiment.preflight.arc_reading import TaskReading
+from etrm.models.bundle import load_bundle
+
+pytestmark = [pytest.mark.fast, pytest.mark.thorough]
+
+
+@pytest.fixture(scope="module")
+def arm() -> Arm:
+    return build_arm(load(RunConfig, "cfg_arc"), load_bundle(SUPPLEMENTED))
+
+
+def test_what_is_asked_and_shown_is_real(arm: Arm) -> None:
+    split = split_arc(arc_benchmark(SUPPLEMENTED))
+    real = {t.id: t for t in (*split.train, *split.unseen)}
+    for rung in arm.rungs:
+        for i, (task, _, augmentation) in enumerate(rung.asked):
+            assert TaskReading(real[task], [augmentation], arm.source.side).explains(rung.batch, i), (rung.name, task)
+    probe = arm.probe
+    kept = [real[probe.task_ids[t]] for t in probe.batch.task]
+    drawn = [
+        TaskReading(t, task_augmentations(t, 64, True, 0), arm.source.side).explains(probe.batch, i)
+        for i, t in enumerate(kept)
+    ]
+    assert sum(drawn) < len(drawn) / 2  # training, whose draws the probe is, has generated pairs
+
+
+def test_a_task_without_a_fresh_augmentation_is_not_asked_under_one(arm: Arm) -> None:
+    """A vote over no answers is no measurement: before, the evaluator was INVALID."""
+    rung = {r.name: r for r in arm.rungs}["unseen_augmentation"]
+    assert {task for task, _ in rung.truths} == {task for task, _, _ in rung.asked} == set(rung.task_ids)
+    assert len(rung.batch) == len(rung.asked) == arm.planned_queries["unseen_augmentation"]
+    seen = {r.name: r for r in arm.rungs}["seen_task"]
+    assert set(seen.task_ids) - set(rung.task_ids) == {"6f8cd79b"}
