@@ -22,9 +22,10 @@ import numpy as np
 
 from etrm.data.arc import Pair, Task
 from etrm.data.arc_split import ARC_BENCHMARKS, cut_arc
-from etrm.data.generated import FILE, SUPPLEMENTED, write_pairs
+from etrm.data.generated import FILE, write_pairs
 from etrm.data.grids import canonical_pair_hash
 
+BENCHMARK = "arc-3"
 PAIRS = 500
 FEWEST = 50  # a task with fewer is left out of the benchmark
 TRIES = 400 * PAIRS
@@ -83,8 +84,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=FILE)
     given = parser.parse_args()
-    known, benchmark = generators(given.folder), ARC_BENCHMARKS[SUPPLEMENTED]
-    forbidden = held_back(SUPPLEMENTED)
+    known, benchmark = generators(given.folder), ARC_BENCHMARKS[BENCHMARK]
+    forbidden = held_back(BENCHMARK)
     pairs: dict[str, list[Pair]] = {}
     for task in cut_arc(benchmark).decoder:
         if task.id not in known:
@@ -94,7 +95,7 @@ def main() -> int:
         if len(found) >= FEWEST:
             pairs[task.id] = found
     about = {
-        "benchmark": SUPPLEMENTED,
+        "benchmark": BENCHMARK,
         "generators": "RE-ARC, as in reasoning-gym 0.1.25 (Apache-2.0)",
         "recipe": "python scripts/generate_pairs.py FOLDER",
         "hardest": HARDEST,

@@ -15,7 +15,7 @@ import numpy as np
 
 from etrm.data.arc import Task, duplicate_groups, fits, load_arc
 from etrm.data.augment import Augmentation, augmented_hash, sample_augmentations
-from etrm.data.generated import SUPPLEMENTED, generated_pairs, supplemented
+from etrm.data.generated import generated_pairs, supplemented
 from etrm.data.grids import canonical_pair_hash
 from etrm.errors import DataError
 
@@ -30,6 +30,7 @@ class ArcBenchmark:
     unseen: int  # never shown to encoder or decoder
     unseen_known: int  # never shown to the encoder, but the decoder was trained on their demonstrations
     split_seed: int
+    generated: bool = False  # trains with generated pairs, on the tasks that have some
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class ArcSplit:
 ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {
     "arc-1": ArcBenchmark("arc-1", 9, 16, 62, 12, 1),
     "arc-2": ArcBenchmark("arc-2", 10, 20, 80, 12, 1),
-    # The cut of arc-1, so the same tasks are locked; of its training tasks those with generated pairs.
-    SUPPLEMENTED: ArcBenchmark(SUPPLEMENTED, 9, 16, 62, 12, 1),
+    "arc-3": ArcBenchmark("arc-3", 9, 16, 62, 12, 1, generated=True),  # the cut of arc-1: the same tasks are locked
 }
 
 
@@ -78,15 +78,15 @@ def distinct_tasks(side: int) -> tuple[Task, ...]:
 def split_arc(benchmark: ArcBenchmark) -> ArcSplit:
     """The benchmark's split, the same on every machine."""
     split = cut_arc(benchmark)
-    if benchmark.version != SUPPLEMENTED:
+    if not benchmark.generated:
         return split
     train, known = (tuple(t for t in part if t.id in generated_pairs()) for part in (split.train, split.unseen_known))
     return replace(split, train=train, unseen_known=known)
 
 
-def taught(benchmark: str, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+def taught(benchmark: ArcBenchmark, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     """The tasks as training draws from them: with their generated pairs, where the benchmark trains on such."""
-    return tuple(supplemented(t) for t in tasks) if benchmark == SUPPLEMENTED else tasks
+    return tuple(supplemented(t) for t in tasks) if benchmark.generated else tasks
 
 
 def cut_arc(benchmark: ArcBenchmark) -> ArcSplit:

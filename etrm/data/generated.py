@@ -16,7 +16,6 @@ from etrm.data.arc import Pair, Task
 from etrm.errors import DataError
 
 FILE = Path(__file__).resolve().parent.parent / "assets" / "generated" / "pairs.npz"
-SUPPLEMENTED = "arc-3"  # the benchmark that trains on them
 
 
 def write_pairs(path: Path, pairs: Mapping[str, Sequence[Pair]], about: str) -> None:
@@ -60,5 +59,5 @@ def supplemented(task: Task) -> Task:
     """The task with its generated pairs behind its demonstrations; its queries stay. DataError if it has none."""
     more = generated_pairs().get(task.id)
     if not more:
-        raise DataError(f"task {task.id} has no generated pairs; {SUPPLEMENTED} trains only on tasks that have")
+        raise DataError(f"task {task.id} has no generated pairs; {FILE} has those of {len(generated_pairs())} tasks")
     return replace(task, demos=task.demos + more)

@@ -25,7 +25,6 @@ from etrm.data.arc_split import (
 from etrm.data.augment import IDENTITY, Augmentation
 from etrm.data.episodes import ArcQuery, ArcSource, Batch, RuleSource, Source
 from etrm.data.families import BENCHMARKS, Benchmark, Member, benchmark, random_grids
-from etrm.data.generated import SUPPLEMENTED
 from etrm.errors import ConfigError
 from etrm.experiment.checks import Check, check
 from etrm.experiment.evidence import ArmName
@@ -172,8 +171,8 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
     shared = overlaps(train, (*split.validation, *unseen))
     known = sorted({t.id for t in unseen} & set(bundle.provenance.task_ids))
     steered = _claimable(unseen, voted)[0][: config.evaluation.oracle_tasks]
-    own = [len(t.demos) for t in train] if b.version == SUPPLEMENTED else []
-    drawn = source(taught(b.version, train), trained, own)
+    own = [len(t.demos) for t in train] if b.generated else []
+    drawn = source(taught(b, train), trained, own)
     probe = drawn.sample(sum(1 for _ in train) * config.evaluation.probe_queries, np.random.default_rng([1, seed]))
     checks = (
         check("disjoint", not shared, f"{len(shared)} pairs of tasks share a canonical hash {shared[:3]}"),

@@ -61,20 +61,19 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
     if config.loss.objective != "lm" or config.loss.table_share:
         raise ConfigError("a decoder is pretrained by its own loss: set loss.objective=lm loss.table_share=0")
     if data.benchmark in ARC_BENCHMARKS:
-        split = split_arc(arc_benchmark(data.benchmark))
-        tasks = _first(split.decoder, data.train_tasks)
+        b = arc_benchmark(data.benchmark)
+        tasks = _first(split_arc(b).decoder, data.train_tasks)
         augmentations = [
             task_augmentations(t, data.augmentations, data.colour_augmentation, config.system.seed) for t in tasks
         ]
         names = tuple(a.name(t.id) for t, listed in zip(tasks, augmentations, strict=True) for a in listed)
         rows = {n: i for i, n in enumerate(names)}
-        side = arc_benchmark(data.benchmark).side
 
         def source(drawn: Sequence[Task]) -> ArcSource:
-            return ArcSource(drawn, augmentations, side, data.max_demos, rows.__getitem__, data.leave_one_out)
+            return ArcSource(drawn, augmentations, b.side, data.max_demos, rows.__getitem__, data.leave_one_out)
 
         asked = source(tasks)
-        return PretrainingTask(source(taught(data.benchmark, tasks)), names, asked.encode(asked.queries()))
+        return PretrainingTask(source(taught(b, tasks)), names, asked.encode(asked.queries()))
     if data.benchmark in ARC_AGI:
         if data.max_demos != 1 or data.leave_one_out:
             raise ConfigError(
@@ -91,11 +90,13 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         raise ConfigError(
             "procedural rules have no augmentation: data.augmentations=1, colour_augmentation and leave_one_out false"
         )
-    b = benchmark(data.benchmark)
-    if data.max_demos != b.demos:
-        raise ConfigError(f"data.max_demos is {data.max_demos}, but {b.version} is fixed at {b.demos} demonstrations")
-    members = _first(b.split().train, data.train_tasks)
-    rule_source = RuleSource(members, b, range(len(members)))
+    rules = benchmark(data.benchmark)
+    if data.max_demos != rules.demos:
+        raise ConfigError(
+            f"data.max_demos is {data.max_demos}, but {rules.version} is fixed at {rules.demos} demonstrations"
+        )
+    members = _first(rules.split().train, data.train_tasks)
+    rule_source = RuleSource(members, rules, range(len(members)))
     ceiling = rule_source.sample(CEILING_QUERIES, np.random.default_rng(10_000 + config.system.seed))
     return PretrainingTask(rule_source, rule_source.task_ids, ceiling)
 

@@ -172,7 +172,7 @@ def _explains_arc(config: RunConfig, bundle: Bundle) -> Explains:
     b = arc_benchmark(config.data.benchmark)
     split = split_arc(b)
     tasks = {t.id: t for t in (*split.decoder, *split.validation, *split.unseen)}
-    pairs = tasks | {t.id: t for t in taught(b.version, split.decoder)}
+    pairs = tasks | {t.id: t for t in taught(b, split.decoder)}
 
     @functools.cache
     def reading(task: str) -> TaskReading:

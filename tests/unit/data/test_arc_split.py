@@ -20,12 +20,13 @@ from etrm.data.arc_split import (
     task_augmentations,
 )
 from etrm.data.augment import IDENTITY, augmented_hash
-from etrm.data.generated import SUPPLEMENTED, generated_pairs
+from etrm.data.generated import generated_pairs
 from etrm.data.grids import canonical_pair_hash, canonical_task_hashes
 from etrm.errors import DataError
 
 pytestmark = pytest.mark.fast
 
+SUPPLEMENTED = "arc-3"
 PARTS = ("train", "validation", "unseen", "unseen_known")
 
 

@@ -7,12 +7,13 @@ import pytest
 
 from etrm.data.arc import Pair
 from etrm.data.arc_split import arc_benchmark, split_arc, taught
-from etrm.data.generated import SUPPLEMENTED, generated_pairs, supplemented, write_pairs
+from etrm.data.generated import generated_pairs, supplemented, write_pairs
 from etrm.data.grids import canonical_pair_hash
 from etrm.errors import DataError
 
 pytestmark = pytest.mark.fast
 
+SUPPLEMENTED = "arc-3"
 PAIRS = {
     "one": [Pair(np.eye(3, dtype=np.uint8), np.ones((1, 2), dtype=np.uint8))],
     "two": [Pair(np.full((2, 2), n, dtype=np.uint8), np.full((4, 1), 9, dtype=np.uint8)) for n in (1, 2)],
@@ -60,6 +61,8 @@ def test_only_what_trains_on_them_sees_them_and_queries_stay() -> None:
     task = split.train[0]
     more = supplemented(task)
     assert more.queries == task.queries and more.demos == (*task.demos, *generated_pairs()[task.id])
-    assert taught(SUPPLEMENTED, (task,)) == (more,) and taught("arc-1", (task,)) == (task,)
+    assert taught(arc_benchmark(SUPPLEMENTED), (task,)) == (more,) and taught(arc_benchmark("arc-1"), (task,)) == (
+        task,
+    )
     with pytest.raises(DataError, match="no generated pairs"):
         supplemented(split.unseen[0])

@@ -5,11 +5,11 @@ import pytest
 from etrm.config.compose import load
 from etrm.config.schema import RunConfig
 from etrm.data.arc_split import arc_benchmark, split_arc, task_augmentations
-from etrm.data.generated import SUPPLEMENTED
 from etrm.experiment.arms import Arm, build_arm
 from etrm.experiment.preflight.arc_reading import TaskReading
 from etrm.models.bundle import load_bundle
 
+SUPPLEMENTED = "arc-3"
 pytestmark = [pytest.mark.fast, pytest.mark.thorough]
 
 
