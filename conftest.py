@@ -68,8 +68,13 @@ def _resolved_options(config: pytest.Config) -> RunOptions:
         raise pytest.UsageError(f"--seeds {seeds}: expected at least 1")
     if run_name is not None and not re.fullmatch(r"\w[\w.-]*", run_name):
         raise pytest.UsageError(f"--run-name {run_name!r}: expected letters, digits, '.', '_' and '-', such as trial-2")
+    lanes = ("fast", "thorough")
+    if config.getoption("numprocesses", None) and not any(asks_for(config.option.markexpr, lane) for lane in lanes):
+        # A gate's reason and a run's verdict stay in the process that found them, so the exit code would lose them.
+        raise pytest.UsageError("-n shares out the lanes fast and thorough alone; add -m fast, or leave -n out")
     try:
-        threads = parse_threads(os.environ.get("ETRM_THREADS"))
+        # One thread in each of several processes: on two cores they are quicker than one process of two threads.
+        threads = parse_threads(os.environ.get("ETRM_THREADS"), default=1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from error
     return RunOptions(
@@ -243,7 +248,7 @@ def _running_test() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_threads(pytestconfig: pytest.Config) -> int:
-    """CPU threads of torch: $ETRM_THREADS, else 2. They change the last bits of numbers; every run key has them."""
+    """CPU threads of torch: $ETRM_THREADS, else 2, under -n 1. They change the last bits; every run key has them."""
     import torch
 
     threads = pytestconfig.stash[OPTIONS].threads

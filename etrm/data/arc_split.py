@@ -30,7 +30,13 @@ class ArcBenchmark:
     unseen: int  # never shown to encoder or decoder
     unseen_known: int  # never shown to the encoder, but the decoder was trained on their demonstrations
     split_seed: int
-    generated: bool = False  # trains with generated pairs, on the tasks that have some
+    generated: str = ""  # file of the generated pairs that it trains with, on the tasks that have some; "": none
+    own_asked: float = 0.0  # of the episodes of such tasks ask one of their own demonstrations; 0: as pairs are many
+
+    def same_cut(self, other: "ArcBenchmark") -> bool:
+        """Do both lock the same tasks?"""
+        mine, theirs = (replace(b, version="", generated="", own_asked=0.0) for b in (self, other))
+        return mine == theirs
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class ArcSplit:
 ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {
     "arc-1": ArcBenchmark("arc-1", 9, 16, 62, 12, 1),
     "arc-2": ArcBenchmark("arc-2", 10, 20, 80, 12, 1),
-    "arc-3": ArcBenchmark("arc-3", 9, 16, 62, 12, 1, generated=True),  # the cut of arc-1: the same tasks are locked
+    "arc-3": ArcBenchmark("arc-3", 9, 16, 62, 12, 1, "sized"),  # the cut of arc-1: the same tasks are locked
+    "arc-4": ArcBenchmark("arc-4", 9, 16, 62, 12, 1, "alike", 0.1),  # the same cut once more
 }
 
 
@@ -80,13 +87,14 @@ def split_arc(benchmark: ArcBenchmark) -> ArcSplit:
     split = cut_arc(benchmark)
     if not benchmark.generated:
         return split
-    train, known = (tuple(t for t in part if t.id in generated_pairs()) for part in (split.train, split.unseen_known))
+    pairs = generated_pairs(benchmark.generated)
+    train, known = (tuple(t for t in part if t.id in pairs) for part in (split.train, split.unseen_known))
     return replace(split, train=train, unseen_known=known)
 
 
 def taught(benchmark: ArcBenchmark, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     """The tasks as training draws from them: with their generated pairs, where the benchmark trains on such."""
-    return tuple(supplemented(t) for t in tasks) if benchmark.generated else tasks
+    return tuple(supplemented(t, benchmark.generated) for t in tasks) if benchmark.generated else tasks
 
 
 def cut_arc(benchmark: ArcBenchmark) -> ArcSplit:

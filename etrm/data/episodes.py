@@ -125,7 +125,8 @@ class ArcSource:
     With `leave_one_out` each demonstration is a training query answered from the others; the tasks' own queries are
     never sampled, they belong to the evaluation (`queries`). `row_of(task id)` maps an augmented name to its table row
     or -1. `own`, where tasks come with generated pairs: how many of each task's demonstrations, the first ones, are its
-    own. Then half of the episodes show those and ask a generated pair, as an evaluation shows them.
+    own. Then half of the episodes show those and ask a generated pair, as an evaluation shows them; and before that,
+    `own_asked` of all ask one of its own, answered from its others.
     """
 
     def __init__(
@@ -137,16 +138,22 @@ class ArcSource:
         row_of: Callable[[str], int] = lambda name: -1,
         leave_one_out: bool = True,
         own: Sequence[int] = (),
+        own_asked: float = 0.0,
     ) -> None:
         if len(tasks) != len(augmentations):
             raise DataError(f"{len(tasks)} tasks but {len(augmentations)} lists of augmentations; give one list a task")
         if own and (len(own) != len(tasks) or not all(0 < n < len(t.demos) for n, t in zip(own, tasks, strict=True))):
             raise DataError("own: one number a task, at least 1 and less than its demonstrations with generated pairs")
+        if own_asked and not (own and min(own) > 1):
+            raise DataError(
+                f"own_asked is {own_asked}, but a task has no second demonstration of its own to show; set 0"
+            )
         self.tasks = tuple(tasks)
         self.task_ids = tuple(t.id for t in tasks)
         self.augmentations = tuple(tuple(a) for a in augmentations)
         self.side, self.max_demos = side, max_demos
-        self.row_of, self.leave_one_out, self.own = row_of, leave_one_out, tuple(own)
+        self.row_of, self.leave_one_out = row_of, leave_one_out
+        self.own, self.own_asked = tuple(own), own_asked
 
     def sample(self, count: int, rng: np.random.Generator) -> Batch:
         """`count` leave-one-out episodes: task, then augmentation, then the pair asked, each uniform.
@@ -159,7 +166,11 @@ class ArcSource:
         for task in rng.integers(len(self.tasks), size=count):
             demos = self.tasks[task].demos
             augmentation = self.augmentations[task][rng.integers(len(self.augmentations[task]))]
-            if self.own and rng.random() < OWN_SHOWN:
+            if self.own_asked and rng.random() < self.own_asked:
+                demos = demos[: self.own[task]]
+                asked = int(rng.integers(len(demos)))
+                shown = [d for i, d in enumerate(demos) if i != asked]
+            elif self.own and rng.random() < OWN_SHOWN:
                 shown = list(demos[: self.own[task]])
                 asked = int(rng.integers(len(shown), len(demos)))
             else:

@@ -15,7 +15,7 @@ import numpy as np
 from etrm.data.arc import Pair, Task
 from etrm.errors import DataError
 
-FILE = Path(__file__).resolve().parent.parent / "assets" / "generated" / "pairs.npz"
+FOLDER = Path(__file__).resolve().parent.parent / "assets" / "generated"
 
 
 def write_pairs(path: Path, pairs: Mapping[str, Sequence[Pair]], about: str) -> None:
@@ -34,8 +34,9 @@ def write_pairs(path: Path, pairs: Mapping[str, Sequence[Pair]], about: str) -> 
 
 
 @functools.cache
-def generated_pairs(path: Path = FILE) -> Mapping[str, tuple[Pair, ...]]:
-    """Pairs by task id. DataError if the file is missing or does not hold together. Cached."""
+def generated_pairs(name: str, folder: Path = FOLDER) -> Mapping[str, tuple[Pair, ...]]:
+    """Pairs by task id of the file `name`.npz. DataError if it is missing or does not hold together. Cached."""
+    path = folder / f"{name}.npz"
     if not path.is_file():
         raise DataError(f"{path} is missing: generated pairs are part of the package; run: pip install -e .")
     with np.load(path, allow_pickle=False) as held:
@@ -55,9 +56,12 @@ def generated_pairs(path: Path = FILE) -> Mapping[str, tuple[Pair, ...]]:
     return {task: tuple(found) for task, found in pairs.items()}
 
 
-def supplemented(task: Task) -> Task:
-    """The task with its generated pairs behind its demonstrations; its queries stay. DataError if it has none."""
-    more = generated_pairs().get(task.id)
+def supplemented(task: Task, name: str) -> Task:
+    """The task with its generated pairs of file `name` behind its demonstrations; its queries stay. DataError if it has
+    none.
+    """
+    pairs = generated_pairs(name)
+    more = pairs.get(task.id)
     if not more:
-        raise DataError(f"task {task.id} has no generated pairs; {FILE} has those of {len(generated_pairs())} tasks")
+        raise DataError(f"task {task.id} has no generated pairs; {FOLDER / name}.npz has those of {len(pairs)} tasks")
     return replace(task, demos=task.demos + more)

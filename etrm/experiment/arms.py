@@ -150,7 +150,8 @@ def _arc(config: RunConfig, bundle: Bundle) -> Arm:
     ]
 
     def source(tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], own: Sequence[int] = ()) -> ArcSource:
-        return ArcSource(tasks, augmentations, b.side, data.max_demos, bundle.row_of, data.leave_one_out, own)
+        share = b.own_asked if own else 0.0
+        return ArcSource(tasks, augmentations, b.side, data.max_demos, bundle.row_of, data.leave_one_out, own, share)
 
     def rung(name: str, tasks: tuple[Task, ...], augmentations: list[list[Augmentation]], known: bool) -> Rung:
         tasks, augmentations = _claimable(tasks, augmentations)

@@ -17,6 +17,7 @@ from etrm.evaluation.voting import ALL_RULE, FRACTION_RULE, Vote, VoteResult, sh
 from etrm.experiment.questions import Questions
 from etrm.models.etrm import Episodes, decode
 from etrm.training.distributed import ALONE, Ranks
+from etrm.training.memory import keep_freed_memory
 
 PASS_AT = (1, 2, 5)
 Answered = tuple[np.ndarray, np.ndarray, list[float]]  # row numbers (N,), tokens (N, S), halt logits
@@ -46,6 +47,7 @@ def evaluate(
 
     `advance(n)` is called after each batch of n answers of this rank.
     """
+    keep_freed_memory()  # an evaluation alone would fault its pages in anew for every batch
     vote = Vote(questions.truths)
     mine = shard_queries(range(len(questions.rows)), ranks.rank, ranks.size)
     for part, tokens, halts in answers(model, questions, mine, size, device):

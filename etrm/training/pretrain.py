@@ -69,11 +69,13 @@ def pretraining_task(config: PretrainConfig) -> PretrainingTask:
         names = tuple(a.name(t.id) for t, listed in zip(tasks, augmentations, strict=True) for a in listed)
         rows = {n: i for i, n in enumerate(names)}
 
-        def source(drawn: Sequence[Task]) -> ArcSource:
-            return ArcSource(drawn, augmentations, b.side, data.max_demos, rows.__getitem__, data.leave_one_out)
+        def source(drawn: Sequence[Task], own: Sequence[int] = (), own_asked: float = 0.0) -> ArcSource:
+            one_out = data.leave_one_out
+            return ArcSource(drawn, augmentations, b.side, data.max_demos, rows.__getitem__, one_out, own, own_asked)
 
         asked = source(tasks)
-        return PretrainingTask(source(taught(b, tasks)), names, asked.encode(asked.queries()))
+        own = [len(t.demos) for t in tasks] if b.own_asked else []
+        return PretrainingTask(source(taught(b, tasks), own, b.own_asked), names, asked.encode(asked.queries()))
     if data.benchmark in ARC_AGI:
         if data.max_demos != 1 or data.leave_one_out:
             raise ConfigError(

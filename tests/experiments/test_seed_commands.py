@@ -81,7 +81,7 @@ def official(tmp_path: Path) -> Path:
     return write_official(tmp_path / "official_trm" / "arc_v1_public")
 
 
-@pytest.mark.fast
+@pytest.mark.thorough
 @pytest.mark.arc
 def test_train_verify_and_inspect(call, official: Path, tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"

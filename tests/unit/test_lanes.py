@@ -174,6 +174,26 @@ def test_malformed_options_stop_the_session_at_once(session, wrong):
     result.stderr.fnmatch_lines([f"*{wrong.split('=')[0]} *expected*"])
 
 
+def test_the_experiment_is_not_shared_out_over_processes(session):
+    result = session(LANES, "-n", "2", "--slow")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*-n shares out the lanes fast and thorough alone*"])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("processes", "threads"), [("0", 2), ("1", 1)])
+def test_a_process_of_several_has_one_thread(session, monkeypatch, processes, threads):
+    for name in ("ETRM_THREADS", "PYTEST_XDIST_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+    source = f"""
+        import pytest
+        @pytest.mark.fast
+        def test_threads(torch_threads):
+            assert torch_threads == {threads}
+    """
+    session(source, "-m", "fast", "-n", processes).assert_outcomes(passed=1)
+
+
 def test_progress_reaches_the_person_although_pytest_captures(session, capfd):
     result = session(
         """

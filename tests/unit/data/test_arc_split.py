@@ -26,7 +26,7 @@ from etrm.errors import DataError
 
 pytestmark = pytest.mark.fast
 
-SUPPLEMENTED = "arc-3"
+SUPPLEMENTED = ("arc-3", "arc-4")
 PARTS = ("train", "validation", "unseen", "unseen_known")
 
 
@@ -47,16 +47,19 @@ def test_the_parts_have_the_promised_sizes(version: str, split: ArcSplit) -> Non
     assert len(cut.train) >= 64 and len(cut.unseen) >= 60
     sizes = (len(cut.validation), len(cut.unseen), len(cut.unseen_known))
     assert sizes == (b.validation, b.unseen, b.unseen_known)
-    if version == SUPPLEMENTED:
+    if version in SUPPLEMENTED:
         assert (len(split.train), len(split.unseen_known)) == (44, 11)
     else:
         assert split == cut
 
 
-def test_the_supplemented_benchmark_locks_the_tasks_of_arc_1_and_trains_on_some_of_its_own() -> None:
-    one, three = split_arc(arc_benchmark("arc-1")), split_arc(arc_benchmark(SUPPLEMENTED))
+@pytest.mark.parametrize("supplemented", SUPPLEMENTED)
+def test_the_supplemented_benchmark_locks_the_tasks_of_arc_1_and_trains_on_some_of_its_own(supplemented: str) -> None:
+    first, more = arc_benchmark("arc-1"), arc_benchmark(supplemented)
+    one, three = split_arc(first), split_arc(more)
+    assert more.same_cut(first) and not arc_benchmark("arc-2").same_cut(first)
     assert (three.unseen, three.validation) == (one.unseen, one.validation)
-    assert set(generated_pairs()) == {t.id for t in three.decoder} < {t.id for t in one.decoder}
+    assert set(generated_pairs(more.generated)) == {t.id for t in three.decoder} < {t.id for t in one.decoder}
     assert {t.id for t in three.train} < {t.id for t in one.train}
 
 
@@ -116,6 +119,7 @@ TURNED_DEMONSTRATIONS = {
     },
 }
 FIXED = {"arc-1": "27ac530878264c36", "arc-2": "c1688f15842f9011", "arc-3": "6c7c7c3ce3edcac2"}
+TURNED_DEMONSTRATIONS["arc-4"], FIXED["arc-4"] = TURNED_DEMONSTRATIONS["arc-3"], FIXED["arc-3"]  # the same tasks
 
 
 def test_tasks_whose_query_is_a_turned_or_recoloured_demonstration_are_on_record(version: str, split: ArcSplit) -> None:

@@ -264,3 +264,23 @@ def test_half_of_the_episodes_of_a_task_with_generated_pairs_show_its_own_demons
     for wrong in ([len(t.demos) for t in more], [0] * len(TASKS), [1]):
         with pytest.raises(DataError, match="own"):
             ArcSource(more, [(IDENTITY,)] * len(TASKS), SIDE, 10, own=wrong)
+
+
+def test_own_demonstrations_are_asked_as_often_as_the_benchmark_says_and_answered_from_the_others() -> None:
+    """Of 500 generated pairs and 3 real ones the real ones were next to never asked, and looked unlike the others."""
+    generated = tuple(Pair(np.full((2, n), 3), np.full((n, 2), 4)) for n in range(1, 5))
+    two = [t for t in TASKS if len(t.demos) > 1]
+    more, own = [replace(t, demos=(*t.demos, *generated)) for t in two], [len(t.demos) for t in two]
+    source = ArcSource(more, [(IDENTITY,)] * len(two), SIDE, 10, own=own, own_asked=1.0)
+    batch = source.sample(200, np.random.default_rng(0))
+    for i, index in enumerate(batch.task):
+        real = [tokens(pair, IDENTITY)[0] for pair in two[index].demos]
+        given = [x.astype(np.int64).tobytes() for x in batch.demo_inputs[i][batch.demo_mask[i]]]
+        assert sorted([*given, batch.inputs[i].astype(np.int64).tobytes()]) == sorted(real)
+    asked = {tokens(pair, IDENTITY)[0] for pair in generated}
+    few = ArcSource(more, [(IDENTITY,)] * len(two), SIDE, 10, own=own, own_asked=0.1).sample(
+        400, np.random.default_rng(0)
+    )
+    assert 0.6 < np.mean([x.astype(np.int64).tobytes() in asked for x in few.inputs]) < 0.9
+    with pytest.raises(DataError, match=r"own_asked is 0\.1"):
+        ArcSource(more, [(IDENTITY,)] * len(two), SIDE, 10, own_asked=0.1)

@@ -276,6 +276,19 @@ def test_a_start_of_another_benchmark_is_refused_although_its_rules_have_the_sam
         run(tmp_path / "two", chosen)
 
 
+def test_a_start_of_an_arc_benchmark_that_locks_the_same_tasks_is_taken_and_of_another_cut_is_not(
+    tmp_path: Path,
+) -> None:
+    small = ("data.train_tasks=2", "data.augmentations=4", "arch.num_heads=2", "budget.evaluations=1")
+    run(tmp_path / "one", config(*small, name="cfg_pretrain_arc3"))
+    start = f"start={tmp_path / 'one' / 'bundle'}"
+    run(tmp_path / "two", config(*small, start, name="cfg_pretrain_arc4"))
+    one, two = (load_bundle(str(tmp_path / f / "bundle")).provenance for f in ("one", "two"))
+    assert one.row_names == two.row_names and two.benchmark == "arc-4" and one.recipe in two.recipe
+    with pytest.raises(ConfigError, match="trained on arc-3, this run is on arc-2"):
+        run(tmp_path / "three", config(*small, start, name="cfg_pretrain_arc2"))
+
+
 def test_rows_that_were_drawn_otherwise_are_not_dropped_in_silence(tmp_path: Path) -> None:
     small = ("data.train_tasks=2", "data.augmentations=4", "arch.num_heads=2", "budget.evaluations=1")
     run(tmp_path / "one", config(*small, name="cfg_pretrain_arc1"))
