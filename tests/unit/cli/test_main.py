@@ -50,7 +50,14 @@ def test_errors_are_a_sentence_and_exit_code_2(
 
 def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundles", "--json"]) == 0
-    assert [one["name"] for one in json.loads(capsys.readouterr().out)] == ["arc-1", "arc-3", "cal-1", "cal-2", "micro"]
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)] == [
+        "arc-1",
+        "arc-3",
+        "arc-4",
+        "cal-1",
+        "cal-2",
+        "micro",
+    ]
     assert main(["tasks", "show", "007bbfb7", "--json"]) == 0
     task = json.loads(capsys.readouterr().out)
     assert task["train"][0]["input"] == [[0, 7, 7], [7, 7, 7], [0, 7, 7]] and len(task["test"]) == 1

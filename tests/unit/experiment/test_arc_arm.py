@@ -9,7 +9,7 @@ from etrm.experiment.arms import Arm, build_arm
 from etrm.experiment.preflight.arc_reading import TaskReading
 from etrm.models.bundle import load_bundle
 
-SUPPLEMENTED = "arc-3"
+SUPPLEMENTED = "arc-4"
 pytestmark = [pytest.mark.fast, pytest.mark.thorough]
 
 

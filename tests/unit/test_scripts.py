@@ -1,0 +1,86 @@
+"""The scripts that make generated pairs and look at what a decoder answers, called as functions."""
+
+import runpy
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from etrm.data.arc import Pair, Task
+from etrm.data.arc_split import arc_benchmark, split_arc
+from etrm.data.grids import canonical_pair_hash
+from etrm.models.bundle import load_bundle
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+pytestmark = pytest.mark.fast
+
+GENERATORS = """
+def unifint(rng, lowest, highest, bounds):
+    raise AssertionError("each number has a difficulty of its own")
+
+def generate_made(rng, lowest, highest):
+    side, filled = unifint(rng, lowest, highest, (2, 4)), unifint(rng, lowest, highest, (0, 4.0))
+    cells = [1] * filled * side + [0] * (4 - filled) * side
+    grid = tuple(tuple(rng.sample(cells, side)) for _ in range(side))
+    return {"input": grid, "output": grid[::-1]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A stand-in for the package of the generators, which a test cannot install."""
+    place = tmp_path / "reasoning_gym" / "arc" / "rearc_utils"
+    place.mkdir(parents=True)
+    (place / "__init__.py").write_text("")
+    (place / "generators.py").write_text(GENERATORS)
+    yield tmp_path
+    for name in [n for n in sys.modules if n.startswith("reasoning_gym")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(SCRIPTS / "generate_pairs.py"))
+
+
+def pair(rows: list[list[int]]) -> Pair:
+    grid = np.array(rows, dtype=np.uint8)
+    return Pair(grid, grid[::-1].copy())
+
+
+def test_generated_pairs_are_of_known_sizes_different_most_alike_first_and_never_held_back(
+    folder: Path, script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = pair([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    half = pair([[1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    task = Task("made", (full, half), (pair([[0, 1], [1, 1]]),), "by hand")
+    asked = canonical_pair_hash(task.queries[0].input, task.queries[0].output)
+    shared = script["pairs_of"].__globals__
+    for name, value in {"TRIES": 400, "PAIRS": 40, "LEAST": 5, "NEAR": 0.5}.items():
+        monkeypatch.setitem(shared, name, value)
+    name, found, inside, refused = script["pairs_of"](task, folder, 4, {asked})
+    assert name == "made" and refused > 0 and len(set(found)) == len(found)
+    assert {p.input.shape for p in found} <= {(3, 3), (2, 2)}, "as large as a demonstration or a query"
+    assert asked not in {canonical_pair_hash(p.input, p.output) for p in found}
+    away = [script["steps_away"](p, script["ranges_of"](task.demos)) for p in found]
+    assert away == sorted(away) and away[0] == 0 and inside == away.count(0)
+    assert len(found) == max(5, sum(steps <= 0.5 for steps in away))
+    monkeypatch.setitem(shared, "LEAST", len(found) + 1)
+    assert script["pairs_of"](task, folder, 4, {asked})[1][:-1] == found
+    assert script["pairs_of"](replace(task, id="other"), folder, 4, set())[1] == []
+
+
+@pytest.mark.thorough
+def test_what_a_decoder_answers_with_its_own_rows_is_counted_by_task(script: dict[str, Any]) -> None:
+    bundle, benchmark = load_bundle("arc-4"), arc_benchmark("arc-4")
+    *listed, total = runpy.run_path(str(SCRIPTS / "own_rows.py"))["lines"](bundle, benchmark, 1)
+    tasks: list[Task] = list(split_arc(benchmark).decoder)
+    assert {line.split()[0] for line in listed} == {t.id for t in tasks}
+    generated, demos, queries = (part.split()[-3:] for part in total.split(","))
+    assert int(generated[-1]) == len(tasks) and int(demos[-1]) == sum(len(t.demos) for t in tasks)
+    assert int(queries[-1]) == sum(len(t.queries) for t in tasks)
+    assert 0 < int(queries[0]) < int(queries[-1]) and int(generated[0]) / len(tasks) > 0.5
