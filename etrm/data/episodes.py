@@ -125,8 +125,8 @@ class ArcSource:
     With `leave_one_out` each demonstration is a training query answered from the others; the tasks' own queries are
     never sampled, they belong to the evaluation (`queries`). `row_of(task id)` maps an augmented name to its table row
     or -1. `own`, where tasks come with generated pairs: how many of each task's demonstrations, the first ones, are its
-    own. Then half of the episodes show those and ask a generated pair, as an evaluation shows them; and before that,
-    `own_asked` of all ask one of its own, answered from its others.
+    own. Then `own_asked` of the episodes ask one of those, answered from the others; half of the rest show those and
+    ask a generated pair, as an evaluation shows them.
     """
 
     def __init__(

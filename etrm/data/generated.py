@@ -1,7 +1,7 @@
 """Generated pairs of real ARC tasks: more demonstrations for training, never for an evaluation.
 
 They come from RE-ARC's generators, programs that a person wrote for each training task of ARC-AGI-1 (Hodel, arXiv
-2404.07353); scripts/generate_pairs.py made the file and says what it left out. A task asked in an evaluation shows and
+2404.07353); scripts/generate_pairs.py made the files and says what it left out. A task asked in an evaluation shows and
 asks its real pairs only.
 """
 
@@ -43,12 +43,10 @@ def generated_pairs(name: str, folder: Path = FOLDER) -> Mapping[str, tuple[Pair
         try:
             tasks, of, shapes, cells = (held[name] for name in ("tasks", "of", "shapes", "cells"))
         except KeyError as missing:
-            raise DataError(f"{path} lacks {missing}; make it again: python scripts/generate_pairs.py FOLDER") from None
+            raise DataError(f"{path} lacks {missing}; restore it: git checkout -- {path}") from None
     sizes = shapes.astype(np.int64).prod(axis=1)
     if sizes.sum() != len(cells) or len(shapes) != 2 * len(of):
-        raise DataError(
-            f"{path}: {len(cells)} cells, {sizes.sum()} expected; run: python scripts/generate_pairs.py FOLDER"
-        )
+        raise DataError(f"{path}: {len(cells)} cells, {sizes.sum()} expected; restore it: git checkout -- {path}")
     grids = [part.reshape(shape) for part, shape in zip(np.split(cells, np.cumsum(sizes)[:-1]), shapes, strict=True)]
     pairs: dict[str, list[Pair]] = {str(task): [] for task in tasks}
     for i, task in enumerate(of):

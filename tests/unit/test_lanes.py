@@ -174,10 +174,15 @@ def test_malformed_options_stop_the_session_at_once(session, wrong):
     result.stderr.fnmatch_lines([f"*{wrong.split('=')[0]} *expected*"])
 
 
-def test_the_experiment_is_not_shared_out_over_processes(session):
-    result = session(LANES, "-n", "2", "--slow")
+@pytest.mark.parametrize(
+    "asked", [(), ("-m", "frozen_decoder"), ("-m", "fast or frozen_decoder"), ("-m", "not fast"), ("-m", "sweep")]
+)
+@pytest.mark.parametrize("shared", [("-n", "2"), ("--tx", "2*popen", "--dist", "load")])
+def test_the_experiment_is_not_shared_out_over_processes(session, asked, shared):
+    result = session(LANES, *shared, "--slow", *asked)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*-n shares out the lanes fast and thorough alone*"])
+    found = asked[-1] if asked else "no -m"
+    result.stderr.fnmatch_lines([f"*-n shares out the lanes fast and thorough alone*{found}*"])
 
 
 @pytest.mark.thorough

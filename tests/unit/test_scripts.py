@@ -75,7 +75,7 @@ def test_generated_pairs_are_of_known_sizes_different_most_alike_first_and_never
 
 
 @pytest.mark.thorough
-def test_what_a_decoder_answers_with_its_own_rows_is_counted_by_task(script: dict[str, Any]) -> None:
+def test_what_a_decoder_answers_with_its_own_rows_is_counted_by_task() -> None:
     bundle, benchmark = load_bundle("arc-4"), arc_benchmark("arc-4")
     *listed, total = runpy.run_path(str(SCRIPTS / "own_rows.py"))["lines"](bundle, benchmark, 1)
     tasks: list[Task] = list(split_arc(benchmark).decoder)

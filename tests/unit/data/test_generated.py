@@ -50,6 +50,7 @@ def test_the_shipped_pairs_fit_the_canvas_and_are_many_and_different(version: st
 @pytest.mark.thorough
 @pytest.mark.parametrize("version", SUPPLEMENTED)
 def test_no_shipped_pair_is_a_held_back_one_turned_or_recoloured(version: str) -> None:
+    """As our augmentations recolour: black stays black."""
     b = arc_benchmark(version)
     split = split_arc(b)
     kept = [p for t in (*split.validation, *split.unseen) for p in (*t.demos, *t.queries)]

@@ -3,11 +3,12 @@
 import pytest
 
 from etrm.config.compose import load
-from etrm.config.schema import RunConfig
+from etrm.config.schema import PretrainConfig, RunConfig
 from etrm.data.arc_split import arc_benchmark, split_arc, task_augmentations
 from etrm.experiment.arms import Arm, build_arm
 from etrm.experiment.preflight.arc_reading import TaskReading
 from etrm.models.bundle import load_bundle
+from etrm.training.pretrain import pretraining_task
 
 SUPPLEMENTED = "arc-4"
 pytestmark = [pytest.mark.fast, pytest.mark.thorough]
@@ -16,6 +17,14 @@ pytestmark = [pytest.mark.fast, pytest.mark.thorough]
 @pytest.fixture(scope="module")
 def arm() -> Arm:
     return build_arm(load(RunConfig, "cfg_arc"), load_bundle(SUPPLEMENTED))
+
+
+def test_training_draws_as_its_benchmark_says(arm: Arm) -> None:
+    def drawn(name: str) -> object:
+        return pretraining_task(load(PretrainConfig, name)).source.own_asked  # type: ignore[attr-defined]
+
+    assert arm.source.own_asked == drawn("cfg_pretrain_arc4") == arc_benchmark(SUPPLEMENTED).own_asked == 0.1  # type: ignore[attr-defined]
+    assert drawn("cfg_pretrain_arc3") == drawn("cfg_pretrain_arc1") == 0.0
 
 
 def test_what_is_asked_and_shown_is_real(arm: Arm) -> None:

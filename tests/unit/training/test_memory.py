@@ -4,11 +4,15 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from etrm.config.compose import load
 from etrm.config.schema import PretrainConfig, RunConfig
+from etrm.errors import EvaluationError
+from etrm.experiment import asking
+from etrm.experiment.questions import Questions
 from etrm.models.bundle import load_bundle
 from etrm.models.etrm import TableTRM
 from etrm.training import loop
@@ -61,6 +65,15 @@ def test_every_training_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pretraining = load(PretrainConfig, "cfg_pretrain_micro")
     loop.pretrain_state(pretraining, LossHead(TableTRM(bundle.decoder.requires_grad_(True), 4), pretraining.loss), 4)
     assert asked == ["asked", "asked"]
+
+
+def test_every_evaluation_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(asking, "keep_freed_memory", lambda: asked.append("asked"))
+    nothing = Questions((), {("task", 0): np.zeros((1, 1), dtype=np.uint8)}, 5, lambda rows: pytest.fail("encoded"))
+    with pytest.raises(EvaluationError):
+        asking.evaluate(torch.nn.Identity(), nothing, 8, torch.device("cpu"), lambda n: None)
+    assert asked == ["asked"]
 
 
 @glibc
