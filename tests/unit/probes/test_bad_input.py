@@ -92,17 +92,13 @@ def test_a_decoder_in_another_precision_is_diagnosed(dtype):
 
 
 @pytest.mark.thorough
-def test_a_distributed_wrapper_around_the_encoder_is_looked_through(tmp_path):
+def test_a_distributed_wrapper_around_the_encoder_is_looked_through(lone_group):
     head = head_of(change=lambda c: torch.cat((c[:1], c[1:].detach())))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        head.model.encoder = nn.parallel.DistributedDataParallel(head.model.encoder)
-        found = diagnose(head, episodes())
-        assert (found.state, found.coverages[0].lost_samples) == ("partial", (1, 2)), found
-        assert "c[1:].detach()" in found.place
-        assert not any(name.startswith("module.") for name in found.gradient.parameters)
-    finally:
-        torch.distributed.destroy_process_group()
+    head.model.encoder = nn.parallel.DistributedDataParallel(head.model.encoder)
+    found = diagnose(head, episodes())
+    assert (found.state, found.coverages[0].lost_samples) == ("partial", (1, 2)), found
+    assert "c[1:].detach()" in found.place
+    assert not any(name.startswith("module.") for name in found.gradient.parameters)
 
 
 @pytest.mark.slow
