@@ -17,7 +17,7 @@ pytest = @$(BIN)/python -m pytest $(1) $(ARGS) || { code=$$?; echo "pytest: exit
 
 help:
 	@echo "make experiment   can this encoder drive this frozen decoder? (pytest -m frozen_decoder --slow)"
-	@echo "make test         the fast lane (pytest -m fast)"
+	@echo "make test         the fast lane in two processes (pytest -m fast -n 2)"
 	@echo "make lint         ruff and mypy"
 	@echo "make ci           everything that CI runs"
 	@echo "make clean        remove what the tools wrote; .venv and runs/ stay"
@@ -37,7 +37,7 @@ experiment: $(STAMP)
 	$(call pytest,-m frozen_decoder --slow)
 
 test: $(STAMP)
-	$(call pytest,-m fast)
+	$(call pytest,-m fast -n 2 --dist worksteal)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
