@@ -37,14 +37,7 @@ FEWEST = 50  # a task with fewer is left out of the benchmark
 TRIES = 100_000
 NEAR = 2.0  # steps from the demonstrations' looks; farther ones fill up to LEAST only
 LEAST = 150
-HARDEST = (
-    0.05,
-    0.1,
-    0.2,
-    0.3,
-    0.5,
-    1.0,
-)  # upper ends of a number's place in its range: sizes are small, content is not
+HARDEST = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # upper ends of a number's place in its range: sizes small, content not
 SCALE = np.array([0.15, 0.15, 1.0])  # of the three features below: what counts as one step away
 Generator = Callable[[random.Random, float, float], dict[str, tuple[tuple[int, ...], ...]]]
 Ranges = list[tuple[np.ndarray, np.ndarray]]  # lowest and highest features of inputs, and of outputs

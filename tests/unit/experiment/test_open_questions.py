@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from etrm.data.augment import Augmentation
@@ -20,8 +20,7 @@ AUGMENTATIONS = tuple(Augmentation(turn, colours) for turn in range(8) for colou
 
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 4), st.integers(1, 3), st.data())
 def test_what_is_decided_no_votes_to_come_can_change(counts: list[int], left: int, k: int, data: st.DataObject) -> None:
-    if not decided(counts, left, k):
-        return
+    assume(decided(counts, left, k))
     first = sorted(range(len(counts)), key=lambda i: -counts[i])[:k]
     later = [*counts, *[0] * left]  # grids that nobody has drawn yet may get the votes
     for place in data.draw(st.lists(st.integers(0, len(later) - 1), max_size=left) if later else st.just([])):
