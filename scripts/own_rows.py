@@ -1,6 +1,6 @@
 """What a decoder of ARC tasks answers with its own rows, by task: python scripts/own_rows.py [BUNDLE] [--pairs N]
 
-Of each task that BUNDLE (default arc-4) was trained on, under the identity: up to N of its generated pairs (those of
+Of each task that BUNDLE (default arc-5) was trained on, under the identity: up to N of its generated pairs (those of
 the bundle's own benchmark), its demonstrations and its held-out queries, answered and in all. A task that is answered
 where generators draw and not where its own demonstrations lie has the wrong generated pairs; one that answers neither
 needs more updates. It chose what changed from arc-3 to arc-4 (docs/experiments/LOG.md), so the held-out rates of these
@@ -53,7 +53,7 @@ def lines(bundle: Bundle, benchmark: ArcBenchmark, pairs: int) -> list[str]:
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", nargs="?", default="arc-4")
+    parser.add_argument("bundle", nargs="?", default="arc-5")
     parser.add_argument("--pairs", type=int, default=64)
     given = parser.parse_args()
     if given.pairs < 1:

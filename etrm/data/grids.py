@@ -171,20 +171,22 @@ def dihedral_views(grid: np.ndarray) -> Iterator[np.ndarray]:
     return (turn(grid) for turn in DIHEDRAL)
 
 
-def canonical_pair_hash(inp: np.ndarray, out: np.ndarray) -> str:
+def canonical_pair_hash(inp: np.ndarray, out: np.ndarray, black_stays: bool = True) -> str:
     """sha256 hex of a pair that no dihedral transform and no renaming of the colours 1..9 changes.
 
     The least of the eight transforms of the pair, each with its colours renamed by first appearance over the input then
-    the output, row-major; 0 stays 0, as in the augmentations.
+    the output, row-major; 0 stays 0, as in the augmentations, unless `black_stays` is false: then no renaming of all
+    ten colours changes it either.
     """
     forms = list(zip(dihedral_views(np.asarray(inp)), dihedral_views(np.asarray(out)), strict=True))
     least = min((a.shape, b.shape) for a, b in forms)  # a form begins with its shapes, so no other can be the least
-    return hashlib.sha256(min(_renamed(a, b) for a, b in forms if (a.shape, b.shape) == least)).hexdigest()
+    renamed = (_renamed(a, b, black_stays) for a, b in forms if (a.shape, b.shape) == least)
+    return hashlib.sha256(min(renamed)).hexdigest()
 
 
-def _renamed(inp: np.ndarray, out: np.ndarray) -> bytes:
+def _renamed(inp: np.ndarray, out: np.ndarray, black_stays: bool) -> bytes:
     cells = inp.astype(np.uint8).tobytes() + out.astype(np.uint8).tobytes()
-    first = sorted((at, colour) for colour in range(1, COLOURS) if (at := cells.find(colour)) >= 0)
+    first = sorted((at, colour) for colour in range(int(black_stays), COLOURS) if (at := cells.find(colour)) >= 0)
     table = bytearray(256)
     for name, (_, colour) in enumerate(first, start=1):
         table[colour] = name

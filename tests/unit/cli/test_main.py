@@ -54,6 +54,7 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         "arc-1",
         "arc-3",
         "arc-4",
+        "arc-5",
         "cal-1",
         "cal-2",
         "micro",

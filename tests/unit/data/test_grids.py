@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etrm.data.arc import Pair, Task
-from etrm.data.augment import Augmentation
+from etrm.data.augment import Augmentation, dihedral
 from etrm.data.grids import (
     EOS,
     IGNORE,
@@ -209,6 +209,20 @@ def test_canonical_hash_does_not_see_augmentations(t, inp, out, colours):
 )
 def test_canonical_hash_tells_different_rules_apart(first, second):
     assert canonical_pair_hash(*map(np.array, first)) != canonical_pair_hash(*map(np.array, second))
+
+
+@settings(law, max_examples=30)
+@given(grids(6), grids(6), st.permutations(range(10)), st.integers(0, 7))
+def test_a_hash_without_black_does_not_see_any_of_the_ten_colours_renamed(inp, out, colours, t):
+    """With black kept it does, where black and another colour change places."""
+    renamed = [dihedral(np.array(colours, dtype=np.uint8)[grid], t) for grid in (inp, out)]
+    assert canonical_pair_hash(inp, out, black_stays=False) == canonical_pair_hash(*renamed, black_stays=False)
+    one, two = np.array([[0, 0, 1]]), np.array([[1, 1, 0]])
+    assert canonical_pair_hash(one, one) != canonical_pair_hash(two, two)
+    assert canonical_pair_hash(one, one, False) == canonical_pair_hash(two, two, False)
+    assert canonical_pair_hash(one, two, False) != canonical_pair_hash(one, one, False), (
+        "which colour is kept still counts"
+    )
 
 
 def test_task_hashes_hold_demonstrations_and_queries():

@@ -10,7 +10,7 @@ from etrm.experiment.preflight.arc_reading import TaskReading
 from etrm.models.bundle import load_bundle
 from etrm.training.pretrain import pretraining_task
 
-SUPPLEMENTED = "arc-4"
+SUPPLEMENTED = "arc-5"
 pytestmark = [pytest.mark.fast, pytest.mark.thorough]
 
 
@@ -23,7 +23,7 @@ def test_training_draws_as_its_benchmark_says(arm: Arm) -> None:
     def drawn(name: str) -> object:
         return pretraining_task(load(PretrainConfig, name)).source.own_asked  # type: ignore[attr-defined]
 
-    assert arm.source.own_asked == drawn("cfg_pretrain_arc4") == arc_benchmark(SUPPLEMENTED).own_asked == 0.1  # type: ignore[attr-defined]
+    assert arm.source.own_asked == drawn("cfg_pretrain_arc5") == arc_benchmark(SUPPLEMENTED).own_asked == 0.1  # type: ignore[attr-defined]
     assert drawn("cfg_pretrain_arc3") == drawn("cfg_pretrain_arc1") == 0.0
 
 
