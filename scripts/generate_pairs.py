@@ -7,8 +7,9 @@ to PAIRS pairs on its canvas, with inputs as large as one of its demonstrations 
 that look most like the demonstrations (share of black, share of the commonest colour, number of colours; NEAR, LEAST).
 Generators draw a side of up to 30, a background of any colour, and mostly few cells; so sides are often drawn from the
 task's own, black is preferred, and some draws are full (SIZED, BLACK, FULL). Of the queries nothing but the size of the
-input is read. Left out are pairs that, turned or recoloured (black too), occur in any task of validation or test, or as
-a training task's own query. The same FOLDER gives the same pairs, in a quarter of an hour.
+input shapes a draw; their content only excludes: left out are pairs that, turned or recoloured (black too), occur in
+any task of validation or test, or as a training task's own query. The same FOLDER gives the same pairs, in a quarter of
+an hour.
 
 The pairs of arc-3 (sized.npz) were drawn by this script as of commit 773cb51: by the demonstrations' sizes alone, one
 difficulty a pair, so mostly sparse ones. Those of arc-4 (alike.npz) are of commit 33c849a: as here, but without SIZED,
@@ -53,7 +54,7 @@ Ranges = list[tuple[np.ndarray, np.ndarray]]  # lowest and highest features of i
 class Drawn:
     """In place of RE-ARC's `unifint`: each number has a difficulty of its own, so that small grids may be full, and a
     number that may be a grid's side is often one of `sizes`: else of many tasks one draw in thousands would fit. While
-    `full` every number but those is large.
+    `full` every number that is not taken from `sizes` is large.
     """
 
     sizes: tuple[int, ...] = ()
@@ -69,7 +70,10 @@ class Drawn:
 
 
 class Dark(random.Random):
-    """Often chooses black where it may: generators colour a background like any of the ten, ARC's are mostly black."""
+    """Often chooses black where it may: generators colour a background like any of the ten, ARC's are mostly black.
+
+    It cannot tell a colour from another number, so it prefers any 0.
+    """
 
     def choice(self, seq: Sequence[Any]) -> Any:
         """As random.Random's, but BLACK of the choices that may be the number 0 are."""
@@ -81,7 +85,9 @@ drawn = Drawn()
 
 
 def sizes_of(task: Task) -> tuple[int, ...]:
-    """Sides of the task's grids that a draw may have, and what generators make them of: halves, with a line between."""
+    """Sides of the demonstrations' grids and the queries' inputs, and what generators make sides of: halves, halves
+    beside a line, thirds.
+    """
     shapes = [g.shape for d in task.demos for g in (d.input, d.output)] + [q.input.shape for q in task.queries]
     sides = {side for shape in shapes for side in shape}
     return tuple(sorted({part for side in sides for part in (side, side // 2, (side - 1) // 2, side // 3)} - {0}))

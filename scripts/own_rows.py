@@ -3,8 +3,8 @@
 Of each task that BUNDLE (default arc-5) was trained on, under the identity: up to N of its generated pairs (those of
 the bundle's own benchmark), its demonstrations and its held-out queries, answered and in all. A task that is answered
 where generators draw and not where its own demonstrations lie has the wrong generated pairs; one that answers neither
-needs more updates. It chose what changed from arc-3 to arc-4 (docs/experiments/LOG.md), so the held-out rates of these
-tasks are numbers of development. Exit status: 0, or 1 with a sentence.
+needs more updates. It chose what changed from arc-3 to arc-4 and arc-5 (docs/experiments/LOG.md), so the held-out rates
+of these tasks are numbers of development. Exit status: 0, or 1 with a sentence.
 """
 
 import argparse

@@ -59,7 +59,7 @@ ARC_BENCHMARKS: Mapping[str, ArcBenchmark] = {
     "arc-2": ArcBenchmark("arc-2", 10, 20, 80, 12, 1),
     "arc-3": ArcBenchmark("arc-3", 9, 16, 62, 12, 1, "sized"),  # the cut of arc-1: the same tasks are locked
     "arc-4": ArcBenchmark("arc-4", 9, 16, 62, 12, 1, "alike", 0.1),  # the same cut once more
-    "arc-5": ArcBenchmark("arc-5", 9, 16, 62, 12, 1, "apart", 0.1),  # and again: no query's twin with black renamed
+    "arc-5": ArcBenchmark("arc-5", 9, 16, 62, 12, 1, "apart", 0.1),  # and again, pairs chosen anew
 }
 
 

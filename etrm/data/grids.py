@@ -2,7 +2,8 @@
 
 Notable: the token layout, the EOS border and the crop reproduce the public TRM implementation bit for bit (its dataset
 builder and its ARC evaluator), because a pretrained decoder has seen no other writing. `canonical_pair_hash` is ours:
-it is equal for two pairs exactly when a dihedral transform and a renaming of the colours 1..9 turn one into the other.
+it is equal for two pairs exactly when a dihedral transform and a renaming of the colours 1..9 (where asked, of all ten)
+turn one into the other.
 
 Legend: h, w grid height and width (1..30) · side canvas height = width · S = side * side cells, row-major.
 Tokens: 0 PAD, 1 EOS, 2..11 the colours 0..9.
@@ -172,7 +173,7 @@ def dihedral_views(grid: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def canonical_pair_hash(inp: np.ndarray, out: np.ndarray, black_stays: bool = True) -> str:
-    """sha256 hex of a pair that no dihedral transform and no renaming of the colours 1..9 changes.
+    """sha256 hex of a pair that no dihedral transform and no renaming of colours (1..9, or all ten) changes.
 
     The least of the eight transforms of the pair, each with its colours renamed by first appearance over the input then
     the output, row-major; 0 stays 0, as in the augmentations, unless `black_stays` is false: then no renaming of all

@@ -22,8 +22,9 @@ def unifint(rng, lowest, highest, bounds):
     raise AssertionError("each number has a difficulty of its own")
 
 def generate_made(rng, lowest, highest):
-    side, filled = unifint(rng, lowest, highest, (2, 4)), unifint(rng, lowest, highest, (0, 4.0))
-    cells = [1] * filled * side + [0] * (4 - filled) * side
+    side, filled = unifint(rng, lowest, highest, (2, 30)), unifint(rng, lowest, highest, (0, 4.0))
+    ground = rng.choice(range(10))
+    cells = [1 + (ground == 1)] * filled * side + [ground] * (4 - filled) * side
     grid = tuple(tuple(rng.sample(cells, side)) for _ in range(side))
     return {"input": grid, "output": grid[::-1]}
 """
@@ -51,33 +52,60 @@ def pair(rows: list[list[int]]) -> Pair:
     return Pair(grid, grid[::-1].copy())
 
 
-def test_generated_pairs_are_of_known_sizes_different_most_alike_first_and_never_held_back(
-    folder: Path, script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = pair([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
-    half = pair([[1, 1, 0], [1, 0, 1], [0, 1, 1]])
-    task = Task("made", (full, half), (pair([[0, 1], [1, 1]]),), "by hand")
-    query = pair([[1, 0], [0, 0]])  # black and blue changed: another one to an augmentation of ours
-    asked = script["identity"](task.queries[0])
-    assert asked == script["identity"](query)
-    shared = script["pairs_of"].__globals__
+@pytest.fixture
+def made(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A task of a few dark 3x3 grids that asks a 2x2 one; the script draws a few hundred times only."""
     for name, value in {"TRIES": 400, "PAIRS": 40, "LEAST": 5, "NEAR": 0.2}.items():
-        monkeypatch.setitem(shared, name, value)
-    name, found, inside, refused = script["pairs_of"](task, folder, 4, {asked})
+        monkeypatch.setitem(script["pairs_of"].__globals__, name, value)
+    demos = (pair([[1, 1, 1], [1, 0, 1], [1, 1, 1]]), pair([[1, 1, 0], [1, 0, 1], [0, 1, 1]]))
+    return Task("made", demos, (pair([[0, 1], [1, 1]]),), "by hand")
+
+
+def test_generated_pairs_are_of_known_sizes_different_most_alike_first_and_never_held_back(
+    folder: Path, script: dict[str, Any], made: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = script["identity"](made.queries[0])
+    assert asked == script["identity"](pair([[1, 0], [0, 0]])), "black and blue have changed places"
+    name, found, inside, refused = script["pairs_of"](made, folder, 4, {asked})
     assert name == "made" and refused > 0 and len(set(found)) == len(found)
     assert {p.input.shape for p in found} <= {(3, 3), (2, 2)}, "as large as a demonstration or a query"
     assert asked not in {script["identity"](p) for p in found}
-    away = [script["steps_away"](p, script["ranges_of"](task.demos)) for p in found]
+    away = [script["steps_away"](p, script["ranges_of"](made.demos)) for p in found]
     assert away == sorted(away) and away[0] == 0 and inside == away.count(0)
     assert len(found) == max(5, sum(steps <= 0.2 for steps in away))
-    monkeypatch.setitem(shared, "LEAST", len(found) + 1)
-    assert script["pairs_of"](task, folder, 4, {asked})[1][:-1] == found
-    assert script["pairs_of"](replace(task, id="other"), folder, 4, set())[1] == []
+    monkeypatch.setitem(script["pairs_of"].__globals__, "LEAST", len(found) + 1)
+    assert script["pairs_of"](made, folder, 4, {asked})[1][:-1] == found
+    assert script["pairs_of"](replace(made, id="other"), folder, 4, set())[1] == []
+
+
+def test_of_a_query_only_the_size_of_its_input_is_read(folder: Path, script: dict[str, Any], made: Task) -> None:
+    other = Pair(np.full((2, 2), 9, dtype=np.uint8), np.arange(9, dtype=np.uint8).reshape(9, 1))
+    drawn = script["pairs_of"](made, folder, 4, set())
+    assert script["pairs_of"](replace(made, queries=(other,)), folder, 4, set()) == drawn
+    larger = Pair(np.full((1, 2), 9, dtype=np.uint8), other.output)
+    assert script["pairs_of"](replace(made, queries=(larger,)), folder, 4, set()) != drawn
+
+
+@pytest.mark.parametrize(("name", "value"), [("SIZED", 0.0), ("FULL", 0.0), ("FULL", 1.0), ("BLACK", 0.0)])
+def test_own_sides_full_draws_and_black_decide_what_is_drawn(
+    folder: Path, script: dict[str, Any], made: Task, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    usual = script["pairs_of"](made, folder, 4, set())
+    shared = script["pairs_of"].__globals__
+    monkeypatch.setitem(shared, name, value)
+    assert script["pairs_of"](made, folder, 4, set()) != usual
+    assert shared["drawn"].sizes == script["sizes_of"](made) == (1, 2, 3)
+    monkeypatch.setitem(shared, "BLACK", 1.0)
+    assert {int(c) for p in script["pairs_of"](made, folder, 4, set())[1] for c in p.input.ravel()} == {0, 1}
 
 
 def test_sides_are_often_the_tasks_own_black_is_preferred_and_full_draws_are_large(script: dict[str, Any]) -> None:
-    task = Task("made", (pair([[1, 2, 3, 4]] * 9),), (pair([[0] * 6]),), "by hand")
-    assert script["sizes_of"](task) == (1, 2, 3, 4, 6, 9), "sides of a query too, halves, and halves beside a line"
+    def grid(side: int) -> np.ndarray:
+        return np.zeros((side, side), dtype=np.uint8)
+
+    task = Task("made", (Pair(grid(16), grid(27)),), (Pair(grid(11), grid(29)),), "by hand")
+    parts = {16, 8, 7, 5} | {27, 13, 9} | {11, 5, 3}  # itself, a half, a half beside a line, a third
+    assert script["sizes_of"](task) == tuple(sorted(parts)), "nothing of the query's output"
     drawn, rng = script["Drawn"](), script["Dark"]("made")
     drawn.sizes = (4, 6)
 

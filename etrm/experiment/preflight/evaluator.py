@@ -43,6 +43,26 @@ class Listed(TRMDecoder):
         return latents, logits.to(inputs.device), torch.zeros(len(tokens), device=inputs.device)
 
 
+class Numbered(TRMDecoder):
+    """A decoder that answers query i with row i of a list, i being what its context says (see `numbers`).
+
+    Two augmentations of a task may ask the same input and want different answers, which only the demonstrations tell.
+    """
+
+    def __init__(self, like: TRMDecoder, answers: np.ndarray) -> None:
+        super().__init__(like.structure)
+        self.answers = torch.from_numpy(answers)
+
+    def forward(self, latents: Latents, inputs: Tensor, context: Tensor) -> tuple[Latents, Tensor, Tensor]:
+        logits = F.one_hot(self.answers[context[:, 0, 0].long().cpu()], VOCAB).float() * 9
+        return latents, logits.to(inputs.device), torch.zeros(len(inputs), device=inputs.device)
+
+    def numbers(self) -> Tensor:
+        """Context i holds the number i, (N, T, D)."""
+        shape = (self.structure.context_tokens, self.structure.hidden_size)
+        return torch.arange(len(self.answers), dtype=torch.float32).view(-1, 1, 1).expand(-1, *shape)
+
+
 class Fingerprint(nn.Module):
     """An "encoder" whose context names the shown demonstrations: equal contexts mean equal demonstrations."""
 
@@ -145,14 +165,13 @@ def _votes(config: RunConfig, rung: Rung, decoder: TRMDecoder, side: int) -> lis
     """Perfect answers through turning back, cropping and voting."""
     if not rung.asked:
         return []
-    distinct = Listed(decoder, rung.batch.inputs, _answered(rung.batch))
-    contexts = torch.zeros(len(rung.batch), decoder.structure.context_tokens, decoder.structure.hidden_size)
-    found = answer(distinct, rung.batch, contexts, config.evaluation.batch_size, config.loss.cross_entropy)
+    right = Numbered(decoder, _answered(rung.batch))
+    found = answer(right, rung.batch, right.numbers(), config.evaluation.batch_size, config.loss.cross_entropy)
     try:
         score = voted(rung, found, side).pass_at(1, FRACTION_RULE)
     except EtrmError as error:
         return [f"{rung.name}: perfect answers cannot be voted: {error}"]
-    return [] if score > 0.99 else [f"{rung.name}: perfect answers vote to {score:.1%}"]
+    return [] if score == 1.0 else [f"{rung.name}: perfect answers vote to {score:.1%}"]
 
 
 def _answered(batch: Batch) -> np.ndarray:
