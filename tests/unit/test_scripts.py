@@ -78,12 +78,18 @@ def test_generated_pairs_are_of_known_sizes_different_most_alike_first_and_never
     assert script["pairs_of"](replace(made, id="other"), folder, 4, set())[1] == []
 
 
-def test_of_a_query_only_the_size_of_its_input_is_read(folder: Path, script: dict[str, Any], made: Task) -> None:
-    other = Pair(np.full((2, 2), 9, dtype=np.uint8), np.arange(9, dtype=np.uint8).reshape(9, 1))
+def test_of_a_query_only_the_size_of_its_input_is_read(
+    folder: Path, script: dict[str, Any], made: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Pair, ...]] = []
+    look = script["ranges_of"]
+    monkeypatch.setitem(script["pairs_of"].__globals__, "ranges_of", lambda pairs: seen.append(pairs) or look(pairs))
+    other = Pair(np.array([[0, 0], [2, 3]], dtype=np.uint8), np.arange(9, dtype=np.uint8).reshape(9, 1))
     drawn = script["pairs_of"](made, folder, 4, set())
     assert script["pairs_of"](replace(made, queries=(other,)), folder, 4, set()) == drawn
     larger = Pair(np.full((1, 2), 9, dtype=np.uint8), other.output)
     assert script["pairs_of"](replace(made, queries=(larger,)), folder, 4, set()) != drawn
+    assert seen == [made.demos] * 3, "what a query looks like shapes no draw"
 
 
 @pytest.mark.parametrize(("name", "value"), [("SIZED", 0.0), ("FULL", 0.0), ("FULL", 1.0), ("BLACK", 0.0)])

@@ -87,7 +87,7 @@ def evaluator_checks(config: RunConfig, arm: Arm, model: ETRM, bundle: Bundle) -
         at = _one_of_each(rung.batch)
         part = Rung(rung.name, rung.batch.take(at), rung.task_ids, rung.known)
         faults += [f"{rung.name}: {f}" for f in (*_counting(config, part, model.decoder), *_nulls(config, rung, model))]
-        faults += _votes(config, rung, model.decoder, bundle.side)
+        faults += vote_faults(config, rung, model.decoder, bundle.side)
     faults += _dependence(config, arm, model)
     said = "known answers score 100 % and 0 % at any batch size; nulls show other tasks; labels stay out of answers"
     return [check("evaluator_true", not faults, "; ".join(faults[:3]) or said)]
@@ -161,7 +161,7 @@ def _nulls(config: RunConfig, rung: Rung, model: ETRM) -> list[str]:
                      if found[n].shape != c.shape or not torch.allclose(found[n], c, atol=1e-5)]  # fmt: skip
 
 
-def _votes(config: RunConfig, rung: Rung, decoder: TRMDecoder, side: int) -> list[str]:
+def vote_faults(config: RunConfig, rung: Rung, decoder: TRMDecoder, side: int) -> list[str]:
     """Perfect answers through turning back, cropping and voting."""
     if not rung.asked:
         return []

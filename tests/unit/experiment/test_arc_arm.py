@@ -1,5 +1,8 @@
 """The ARC arm with generated pairs: they teach, and nothing of them is asked or shown in an evaluation."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from etrm.config.compose import load
@@ -7,6 +10,7 @@ from etrm.config.schema import PretrainConfig, RunConfig
 from etrm.data.arc_split import arc_benchmark, split_arc, task_augmentations
 from etrm.experiment.arms import Arm, build_arm
 from etrm.experiment.preflight.arc_reading import TaskReading
+from etrm.experiment.preflight.evaluator import vote_faults
 from etrm.models.bundle import load_bundle
 from etrm.training.pretrain import pretraining_task
 
@@ -49,3 +53,20 @@ def test_a_task_without_a_fresh_augmentation_is_not_asked_under_one(arm: Arm) ->
     assert len(rung.batch) == len(rung.asked) == arm.planned_queries["unseen_augmentation"]
     seen = {r.name: r for r in arm.rungs}["seen_task"]
     assert set(seen.task_ids) - set(rung.task_ids) == {"6f8cd79b"}
+
+
+def test_perfect_answers_vote_to_all_also_where_one_input_wants_two_answers(arm: Arm) -> None:
+    """Two augmentations of a task may ask the same grid; the demonstrations tell them apart."""
+    config, decoder = load(RunConfig, "cfg_arc"), load_bundle(SUPPLEMENTED).decoder
+    for rung in arm.rungs:
+        wanted: dict[bytes, set[bytes]] = {}
+        for asked, right in zip(rung.batch.inputs, rung.batch.labels, strict=True):
+            wanted.setdefault(asked.tobytes(), set()).add(right.tobytes())
+        assert max(map(len, wanted.values())) > 1
+        assert vote_faults(config, rung, decoder, arm.source.side) == []
+    first = rung.asked[0]
+    others = [i for i, a in enumerate(rung.asked) if a[:2] == first[:2]]
+    turned = list(rung.asked)
+    for i, j in zip(others, np.roll(others, 1), strict=True):  # each answer turned back as the one before it
+        turned[i] = rung.asked[j]
+    assert vote_faults(config, replace(rung, asked=tuple(turned)), decoder, arm.source.side)
