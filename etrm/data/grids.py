@@ -187,7 +187,8 @@ def canonical_pair_hash(inp: np.ndarray, out: np.ndarray, black_stays: bool = Tr
 
 def _renamed(inp: np.ndarray, out: np.ndarray, black_stays: bool) -> bytes:
     cells = inp.astype(np.uint8).tobytes() + out.astype(np.uint8).tobytes()
-    first = sorted((at, colour) for colour in range(int(black_stays), COLOURS) if (at := cells.find(colour)) >= 0)
+    renamed = range(1 if black_stays else 0, COLOURS)
+    first = sorted((at, colour) for colour in renamed if (at := cells.find(colour)) >= 0)
     table = bytearray(256)
     for name, (_, colour) in enumerate(first, start=1):
         table[colour] = name

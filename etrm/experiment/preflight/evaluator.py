@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from etrm.config.schema import RunConfig
 from etrm.data.episodes import Batch
-from etrm.data.grids import COLOUR0, IGNORE, VOCAB
+from etrm.data.grids import COLOUR0, IGNORE, PAD, VOCAB
 from etrm.errors import EtrmError
 from etrm.evaluation.controls import answer, contexts_of, null_contexts
 from etrm.evaluation.voting import FRACTION_RULE
@@ -31,36 +31,29 @@ ASKED = 48
 
 
 class Listed(TRMDecoder):
-    """A decoder that answers each input (S,) with the tokens that a list gives for it."""
+    """A decoder that answers query i, whose input (S,) is listed and whose context says i, with row i of a list, and
+    with PAD what it cannot place.
+
+    The input alone would not do: two augmentations of a task may ask the same one and want different answers, which
+    only the demonstrations tell.
+    """
 
     def __init__(self, like: TRMDecoder, inputs: np.ndarray, answers: np.ndarray) -> None:
         super().__init__(like.structure)
-        self.answers = {row.tobytes(): answer for row, answer in zip(inputs, answers, strict=True)}
+        self.inputs, self.answers = inputs, answers
 
-    def forward(self, latents: Latents, inputs: Tensor, context: Tensor) -> tuple[Latents, Tensor, Tensor]:
-        tokens = np.stack([self.answers[row.tobytes()] for row in inputs.cpu().numpy()])
-        logits = F.one_hot(torch.from_numpy(tokens), VOCAB).float() * 9
-        return latents, logits.to(inputs.device), torch.zeros(len(tokens), device=inputs.device)
-
-
-class Numbered(TRMDecoder):
-    """A decoder that answers query i with row i of a list, i being what its context says (see `numbers`).
-
-    Two augmentations of a task may ask the same input and want different answers, which only the demonstrations tell.
-    """
-
-    def __init__(self, like: TRMDecoder, answers: np.ndarray) -> None:
-        super().__init__(like.structure)
-        self.answers = torch.from_numpy(answers)
-
-    def forward(self, latents: Latents, inputs: Tensor, context: Tensor) -> tuple[Latents, Tensor, Tensor]:
-        logits = F.one_hot(self.answers[context[:, 0, 0].long().cpu()], VOCAB).float() * 9
-        return latents, logits.to(inputs.device), torch.zeros(len(inputs), device=inputs.device)
-
-    def numbers(self) -> Tensor:
+    def contexts(self) -> Tensor:
         """Context i holds the number i, (N, T, D)."""
         shape = (self.structure.context_tokens, self.structure.hidden_size)
         return torch.arange(len(self.answers), dtype=torch.float32).view(-1, 1, 1).expand(-1, *shape)
+
+    def forward(self, latents: Latents, inputs: Tensor, context: Tensor) -> tuple[Latents, Tensor, Tensor]:
+        number = context[:, 0, 0].float().cpu().numpy()  # (B,)
+        asked = number.astype(np.int64).clip(0, len(self.answers) - 1)
+        placed = (asked == number) & (self.inputs[asked] == inputs.cpu().numpy()).all(axis=1)
+        tokens = np.where(placed[:, None], self.answers[asked], PAD)
+        logits = F.one_hot(torch.from_numpy(tokens), VOCAB).float() * 9
+        return latents, logits.to(inputs.device), torch.zeros(len(tokens), device=inputs.device)
 
 
 class Fingerprint(nn.Module):
@@ -84,7 +77,7 @@ def evaluator_checks(config: RunConfig, arm: Arm, model: ETRM, bundle: Bundle) -
     """`evaluator_true`."""
     faults: list[str] = []
     for rung in arm.rungs:
-        at = _one_of_each(rung.batch)
+        at = _sample(rung.batch)
         part = Rung(rung.name, rung.batch.take(at), rung.task_ids, rung.known)
         faults += [f"{rung.name}: {f}" for f in (*_counting(config, part, model.decoder), *_nulls(config, rung, model))]
         faults += vote_faults(config, rung, model.decoder, bundle.side)
@@ -93,15 +86,10 @@ def evaluator_checks(config: RunConfig, arm: Arm, model: ETRM, bundle: Bundle) -
     return [check("evaluator_true", not faults, "; ".join(faults[:3]) or said)]
 
 
-def _one_of_each(batch: Batch) -> np.ndarray:
-    """Indices of at most ASKED queries with distinct inputs, in rounds over the tasks."""
-    seen: set[bytes] = set()
-    chosen: list[int] = []
-    for i in np.argsort(np.arange(len(batch)) % max(1, len(batch) // ASKED), kind="stable"):
-        if len(chosen) < ASKED and (key := batch.inputs[i].tobytes()) not in seen:
-            seen.add(key)
-            chosen.append(int(i))
-    return np.array(sorted(chosen))
+def _sample(batch: Batch) -> np.ndarray:
+    """Indices of at most ASKED queries, in rounds over the tasks."""
+    rounds = np.argsort(np.arange(len(batch)) % max(1, len(batch) // ASKED), kind="stable")
+    return np.sort(rounds[:ASKED])
 
 
 def _tokens(labels: np.ndarray) -> np.ndarray:
@@ -116,11 +104,12 @@ def _counting(config: RunConfig, rung: Rung, decoder: TRMDecoder) -> list[str]:
     for row, labels in zip(wrong, batch.labels, strict=True):
         first = np.flatnonzero(labels != IGNORE)[0]
         row[first] = COLOUR0 if row[first] != COLOUR0 else COLOUR0 + 1
-    contexts = torch.zeros(len(batch), decoder.structure.context_tokens, decoder.structure.hidden_size)
     faults = []
     for size in (len(batch), 7, 1):
-        good = answer(Listed(decoder, batch.inputs, right), batch, contexts, size, kind)
-        bad = answer(Listed(decoder, batch.inputs, wrong), batch, contexts, size, kind)
+        good, bad = (
+            answer(listed, batch, listed.contexts(), size, kind)
+            for listed in (Listed(decoder, batch.inputs, right), Listed(decoder, batch.inputs, wrong))
+        )
         for found, expected in ((good, len(batch)), (bad, 0)):
             result = result_of(rung.name, found.exact, rung)
             if (result.k, result.n, result.tasks) != (expected, len(batch), len(np.unique(batch.task))):
@@ -165,8 +154,8 @@ def vote_faults(config: RunConfig, rung: Rung, decoder: TRMDecoder, side: int) -
     """Perfect answers through turning back, cropping and voting."""
     if not rung.asked:
         return []
-    right = Numbered(decoder, _answered(rung.batch))
-    found = answer(right, rung.batch, right.numbers(), config.evaluation.batch_size, config.loss.cross_entropy)
+    right = Listed(decoder, rung.batch.inputs, _answered(rung.batch))
+    found = answer(right, rung.batch, right.contexts(), config.evaluation.batch_size, config.loss.cross_entropy)
     try:
         score = voted(rung, found, side).pass_at(1, FRACTION_RULE)
     except EtrmError as error:
@@ -176,7 +165,7 @@ def vote_faults(config: RunConfig, rung: Rung, decoder: TRMDecoder, side: int) -
 
 def _answered(batch: Batch) -> np.ndarray:
     """The right tokens with nothing where nothing is scored, so that a crop finds the grid's end."""
-    return np.where(batch.labels == IGNORE, 0, batch.labels)
+    return np.where(batch.labels == IGNORE, PAD, batch.labels)
 
 
 def _dependence(config: RunConfig, arm: Arm, model: ETRM) -> list[str]:

@@ -62,9 +62,10 @@ def test_no_shipped_pair_is_a_held_back_one_turned_or_recoloured(version: str) -
     assert not found & forbidden and len(found) > 10_000
 
 
-def test_some_pairs_are_as_large_as_a_query_that_no_demonstration_is() -> None:
+@pytest.mark.parametrize("version", ["arc-4", "arc-5"])
+def test_some_pairs_are_as_large_as_a_query_that_no_demonstration_is(version: str) -> None:
     """A mixer of positions that never saw a size answers nothing of it."""
-    b = arc_benchmark("arc-5")
+    b = arc_benchmark(version)
     larger = {t.id: {p.input.shape for p in t.queries} - {p.input.shape for p in t.demos} for t in split_arc(b).decoder}
     asked = {task: shapes for task, shapes in larger.items() if shapes}
     met = [
@@ -73,8 +74,9 @@ def test_some_pairs_are_as_large_as_a_query_that_no_demonstration_is() -> None:
     assert len(asked) >= 8 and len(met) >= len(asked) - 1
 
 
-def test_only_what_trains_on_them_sees_them_and_queries_stay() -> None:
-    b = arc_benchmark("arc-5")
+@pytest.mark.parametrize("version", ["arc-4", "arc-5"])
+def test_only_what_trains_on_them_sees_them_and_queries_stay(version: str) -> None:
+    b = arc_benchmark(version)
     split = split_arc(b)
     task = split.train[0]
     more = supplemented(task, b.generated)
