@@ -65,6 +65,7 @@ def build_encoder(config: EncoderConfig, spec: EncoderSpec) -> nn.Module:
     """
     from etrm.models.encoders import (  # noqa: F401  (they register themselves)
         aligned,
+        cell_reader,
         correspondence,
         hybrid,
         latent_program,

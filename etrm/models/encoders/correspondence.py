@@ -116,10 +116,14 @@ class Correspondence(nn.Module):
         scale = CELLS / (cells * shown.sum(dim=1).clamp(min=1.0))
         return torch.cat((given, free), dim=1) * scale[:, None, None]
 
+    def openings(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
+        """What the context tokens are before they attend: learned queries, the same for all; (B, T, H)."""
+        return self.queries.expand(len(demo_inputs), -1, -1)
+
     def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
         counts = self.counts(demo_inputs, demo_labels, demo_mask)
         hypotheses = rms_norm(self.read(counts).float(), EPS) + self.names  # (B, M, H)
-        x = torch.cat((self.queries.expand(len(counts), -1, -1), hypotheses), dim=1)
+        x = torch.cat((self.openings(demo_inputs, demo_labels, demo_mask), hypotheses), dim=1)
         for block in self.blocks:
             x = block(x, None)
         context = x[:, : self.tokens]  # (B, T, H)
