@@ -1,4 +1,5 @@
-"""Print the tables kind x model x located of the gradient-break bank: `python scripts/graph_break_table.py [--why]`.
+"""Print the tables kind x model x located of the gradient-break bank: `python scripts/graph_break_table.py [--why]
+[--encoders a,b]`.
 
 The first table is of toy models, the second of the ETRM with each registered encoder.
 `ok` the first finding is the planted file and line, `seen` found but at another line, `MISSED` not found. Ends with
@@ -48,22 +49,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--why", action="store_true", help="print the first finding of every cell that is not ok")
     parser.add_argument("--seeds", type=int, default=50, help="seeds of the healthy models (default 50)")
+    parser.add_argument("--encoders", default="", help="of the second table, comma between; default: all registered")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # a plant may be one that torch itself warns about
     toys, etrm = _load("graph_break_bank"), _load("etrm_break_bank")
     _load("etrm_plants_fresh")
     plants = _load("etrm_plants").ETRM_PLANTS
+    chosen = tuple(filter(None, options.encoders.split(","))) or etrm.encoders()
+    if unknown := sorted(set(chosen) - set(etrm.encoders())):
+        parser.error(f"--encoders: no {', '.join(unknown)}; there are {', '.join(etrm.encoders())}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = {(cell.kind, cell.model): cell for cell in toys.run_bank(folder)}
         second = {}
         for number, (kind, plant) in enumerate(plants.items(), 1):
             print(f"kind {number} of {len(plants)}: {kind}", file=sys.stderr, flush=True)
-            for encoder in etrm.encoders():
+            for encoder in chosen:
                 cell = etrm.run_etrm_cell(kind, plant, encoder, folder)
                 second[kind, cell.model] = cell
         false = {m: sum(not r.ok for r in toys.healthy_reports(m, folder, options.seeds)) for m in toys.MODELS}
-        for encoder in etrm.encoders():
+        for encoder in chosen:
             found = etrm.healthy_diagnoses(encoder, folder, options.seeds)
             false[f"etrm {encoder}"] = sum(map(etrm.false_report, found))
     print_table(first, options.why)

@@ -52,9 +52,8 @@ class CellReader(Correspondence):
             scale = self.scales()[words, torch.arange(words.shape[2], device=words.device)].unsqueeze(3)  # (B, K, S, 1)
             score = scale * (F.embedding(words, self.words @ asked) + self.places @ asked)  # (B, K, S, Q)
             shown = demo_mask[:, :, None, None]
-            score = score.masked_fill(
-                ~shown, torch.finfo(score.dtype).min
-            )  # finite: of no demonstration nothing is read
+            # Finite, so that of no demonstration at all nothing is read, instead of NaN.
+            score = score.masked_fill(~shown, torch.finfo(score.dtype).min)
             paid = scale * shown * score.flatten(1, 2).softmax(dim=1).view(score.shape)  # (B, K, S, Q)
             which = words.flatten(1).unsqueeze(2).expand(-1, -1, paid.shape[3])  # (B, K*S, Q)
             to_words = paid.new_zeros(len(paid), kinds, paid.shape[3]).scatter_add(1, which, paid.flatten(1, 2))
