@@ -82,7 +82,7 @@ class OptimConfig(Checked):
     `cooldown_share`.
     """
 
-    name: Literal["adamw", "adam_atan2"]
+    name: Literal["muon", "adamw", "adam_atan2"]
     lr: float
     beta1: float
     beta2: float

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from etrm.errors import CheckpointError
 from etrm.models.etrm import Episodes
+from etrm.training.optimizers import Muon
 from etrm.training.update import TrainState
 
 SHOWN = 3
@@ -98,7 +99,8 @@ def _optimizers(payload: Mapping[str, Any], state: TrainState) -> Iterator[str]:
             continue
         yield from _groups(part, saved["param_groups"], own["param_groups"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        yield from _moments(part, saved["state"], parameters)
+        matrices = [isinstance(optimizer, Muon) and p.dim() == 2 for p in parameters]  # they have one moment only
+        yield from _moments(part, saved["state"], parameters, matrices)
 
 
 def _groups(part: str, saved: object, own: list[dict[str, Any]]) -> Iterator[str]:
@@ -129,16 +131,18 @@ def same_plain(mine: object, theirs: object) -> bool:
     return bool(one == other)
 
 
-def _moments(part: str, saved: object, parameters: list[torch.nn.Parameter]) -> Iterator[str]:
+def _moments(part: str, saved: object, parameters: list[torch.nn.Parameter], matrices: list[bool]) -> Iterator[str]:
     if not isinstance(saved, dict) or not all(
         type(i) is int and 0 <= i < len(parameters) and isinstance(v, dict) for i, v in saved.items()
     ):
         yield f"optimizer {part} holds moments of parameters that it does not have"
         return
-    names: set[Any] = {n for values in saved.values() for n in values}
+    names: dict[bool, set[Any]] = {True: set(), False: set()}
     for index, values in saved.items():
-        if set(values) != names:
-            yield f"optimizer {part}: parameter {index} lacks {sorted(map(str, names - set(values)))}"
+        names[matrices[index]] |= set(values)
+    for index, values in saved.items():
+        if lacking := names[matrices[index]] - set(values):
+            yield f"optimizer {part}: parameter {index} lacks {sorted(map(str, lacking))}"
         for name, value in values.items():
             where = f"optimizer {part}: {name!r:.30} of parameter {index}"
             if type(value) is int and value >= 0:

@@ -23,7 +23,7 @@ def _load(name):
 
 bank, etrm_bank = _load("graph_break_bank"), _load("etrm_break_bank")
 fresh, plants = _load("etrm_plants_fresh"), _load("etrm_plants")
-CORE = ("aligned", "correspondence", "standard")  # the others share their parts; with --slow, all of the registry
+CORE = ("aligned", "cell_reader", "standard")  # the others share their parts; with --slow, all of the registry
 OTHERS = tuple(name for name in etrm_bank.encoders() if name not in CORE)
 UNSEEN_LINES = {"fresh: in a thread", "fresh: bytes of the storage"}  # torch sees neither; named is the line before
 

@@ -16,7 +16,7 @@ from etrm.models.bundle import load_bundle
 
 UPDATES = 300
 SHAPES = {"narrow": (32, 1), "default": (96, 1), "wide": (160, 1), "deep": (96, 3)}
-KINDS = ("correspondence", "aligned", "standard", "lpn")
+KINDS = ("cell_reader", "aligned", "standard", "lpn")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_width_and_depth_are_not_what_holds_the_default_back(toy, tmp_path):
     config, bundle, arm = toy
     rows = {}
     for name, (width, depth) in SHAPES.items():
-        own = cell_config(config, Cell("correspondence", "lm", 0), UPDATES)
+        own = cell_config(config, Cell("cell_reader", "lm", 0), UPDATES)
         own = replace(own, encoder=replace(own.encoder, hidden_size=width, layers=depth))
         rows[name] = train_cell(own, bundle, arm, tmp_path)
     said = {n: (r.parameters, r.validation, round(r.validation_loss, 2)) for n, r in rows.items()}

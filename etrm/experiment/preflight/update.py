@@ -23,7 +23,7 @@ from etrm.config.schema import OptimConfig, RunConfig
 from etrm.experiment.arms import Arm
 from etrm.experiment.checks import Check, check
 from etrm.experiment.second_reading import token_losses
-from etrm.experiment.transcript import option_faults, rate_of
+from etrm.experiment.transcript import option_faults, push_of, rate_of
 from etrm.models.etrm import Carry, Episodes, fresh_carry
 from etrm.training.update import LossHead, TrainState, train_batch_encoder
 
@@ -198,7 +198,7 @@ def _halting(config: RunConfig, state: TrainState, expected: Expected, random: T
 
 
 class _Moments:
-    """The first and second moments of an Adam-type optimiser, transcribed; they begin as its own stand."""
+    """The moments of the optimiser, transcribed; they begin as its own stand."""
 
     def __init__(self, state: TrainState) -> None:
         self.mean: Gradients = {}
@@ -208,7 +208,8 @@ class _Moments:
         for name, p in trainable(state.model).items():
             if found := held.get(id(p)):
                 first, second = ("exp_avg", "exp_avg_sq") if "exp_avg" in found else ("mean", "square")
-                self.mean[name], self.square[name] = found[first].double(), found[second].double()
+                self.mean[name] = found[first].double()
+                self.square[name] = found.get(second, torch.zeros_like(p)).double()  # Muon: none of a matrix
                 self.steps[name] = int(found["step"])
 
     def step(self, optim: OptimConfig, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
@@ -218,9 +219,7 @@ class _Moments:
         self.steps[name] += 1
         self.mean[name] = optim.beta1 * self.mean.get(name, zero) + (1 - optim.beta1) * g
         self.square[name] = optim.beta2 * self.square.get(name, zero) + (1 - optim.beta2) * g * g
-        mean = self.mean[name] / (1 - optim.beta1 ** self.steps[name])
-        root = (self.square[name] / (1 - optim.beta2 ** self.steps[name])).sqrt()
-        moved = torch.atan2(mean, root) if optim.name == "adam_atan2" else mean / (root + 1e-8)
+        moved = push_of(optim, g, self.mean[name], self.square[name], self.steps[name])
         return weight.double() * (1 - lr * optim.weight_decay) - lr * moved
 
 

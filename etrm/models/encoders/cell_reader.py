@@ -2,15 +2,16 @@
 
 Counts forget where a pair of colours stood. Here each context token attends once over the cells of all demonstrations
 (a set reading by learned queries, cf. Lee et al., arXiv 1810.00825). A cell is a word, what stands there in the input
-AND in the output, one of V * V, and a place: x = u / rms(u), u = word + place. Grids that do not belong together make
-other words. Everything else is `correspondence`.
+AND in the output, one of V * V, and a place: u = word + place over its rms, x = u + perceptron(u). Grids that do not
+belong together make other cells. Everything else is `correspondence`.
 
-No x is ever formed: its score and its share of what is read are sums of a word's part and a place's part, scaled by
-1 / rms(u), and all three are tables of the weights alone. What is left a cell is to look them up (the function is that
-of plain attention; tests/unit/models/test_cell_reader.py).
+Equal cells are computed once a batch: of 10,000 cells of an ARC batch 1,700 differ. And since the queries are learned,
+the same for every task, what a cell is worth to a query is too: a task's reading is a sum over the cells that differ,
+weighted by how often it has them, one product of matrices. The function is that of plain attention
+(tests/unit/models/test_cell_reader.py).
 
 Legend: B batch, K demonstrations, S canvas cells, V vocabulary, T context tokens, H encoder size, N heads, E head size,
-Q = T * N what asks.
+U cells of the batch that differ.
 """
 
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from etrm.config.schema import EncoderConfig
 from etrm.models.encoders import EncoderSpec, register
 from etrm.models.encoders.correspondence import EPS, Correspondence
-from etrm.models.layers import CastedLinear
+from etrm.models.layers import CastedLinear, rms_norm
+
+MOST = 30.0  # bounds a score, smoothly, so that no task's weights all vanish beside another task's
 
 
 class CellReader(Correspondence):
@@ -32,35 +35,32 @@ class CellReader(Correspondence):
         self.num_heads = config.num_heads
         self.words = nn.Parameter(torch.randn(spec.vocab_size**2, size))
         self.places = nn.Parameter(torch.randn(spec.seq_len, size))
+        self.perceptron = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
         self.keys_values = CastedLinear(size, 2 * size)
         self.ask = nn.Parameter(torch.randn(spec.context_tokens, size))
 
-    def scales(self) -> Tensor:
-        """1 / rms of word + place, of every word at every place: (V * V, S) fp32."""
-        of_words, of_places = (part.square().mean(dim=1) for part in (self.words, self.places))
-        across = self.words @ self.places.t() * (2.0 / self.words.shape[1])
-        return (of_words.unsqueeze(1) + of_places + across + EPS).rsqrt()
+    def cells(self, kinds: Tensor) -> Tensor:
+        """Vectors of cells numbered word * S + place: (U) int64 -> (U, H) fp32."""
+        places = len(self.places)
+        seen = F.embedding(kinds // places, self.words) + F.embedding(kinds % places, self.places)
+        seen = rms_norm(seen, EPS)
+        return seen + self.perceptron(seen)
 
     def openings(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
-        """The learned queries, and what each has read in the cells: (B, T, H)."""
-        heads, kinds = (self.tokens, self.num_heads), len(self.words)
+        """The learned queries, and what each has read in the cells; of no demonstration nothing: (B, T, H)."""
+        places = torch.arange(demo_inputs.shape[2], device=demo_inputs.device)
+        cells = (demo_inputs.long() * self.vocab + demo_labels) * len(places) + places  # (B, K, S)
+        kinds, which = cells.unique(return_inverse=True)  # (U), (B, K, S)
+        shown = demo_mask.float().unsqueeze(2).expand(cells.shape).flatten(1)
+        often = shown.new_zeros(len(cells), len(kinds)).scatter_add(1, which.flatten(1), shown)  # (B, U)
         with torch.autocast(demo_inputs.device.type, enabled=False):
-            key, value = self.keys_values.weight.view(2, self.num_heads, -1, self.words.shape[1])  # (N, E, H) each
-            ask = self.ask.view(*heads, -1)  # (T, N, E)
-            asked = torch.einsum("tne,neh->htn", ask, key).flatten(1) * ask.shape[-1] ** -0.5  # (H, Q)
-            words = demo_inputs.long() * self.vocab + demo_labels  # (B, K, S)
-            scale = self.scales()[words, torch.arange(words.shape[2], device=words.device)].unsqueeze(3)  # (B, K, S, 1)
-            score = scale * (F.embedding(words, self.words @ asked) + self.places @ asked)  # (B, K, S, Q)
-            shown = demo_mask[:, :, None, None]
-            # Finite, so that of no demonstration at all nothing is read, instead of NaN.
-            score = score.masked_fill(~shown, torch.finfo(score.dtype).min)
-            paid = scale * shown * score.flatten(1, 2).softmax(dim=1).view(score.shape)  # (B, K, S, Q)
-            which = words.flatten(1).unsqueeze(2).expand(-1, -1, paid.shape[3])  # (B, K*S, Q)
-            to_words = paid.new_zeros(len(paid), kinds, paid.shape[3]).scatter_add(1, which, paid.flatten(1, 2))
-            to_places = paid.sum(dim=1)  # (B, S, Q)
-            read = to_words.transpose(1, 2) @ self.words + to_places.transpose(1, 2) @ self.places  # (B, Q, H)
-            found = torch.einsum("btnh,neh->btne", read.unflatten(1, heads), value)
-            return self.queries + found.flatten(2)
+            key, value = self.keys_values(self.cells(kinds)).view(len(kinds), 2, self.num_heads, -1).unbind(dim=1)
+            ask = self.ask.view(self.tokens, self.num_heads, -1)  # (T, N, E)
+            score = torch.einsum("une,tne->utn", key, ask) * key.shape[2] ** -0.5
+            worth = (MOST * (score / MOST).tanh() - MOST).exp()  # (U, T, N)
+            total = (often @ worth.flatten(1)).view(-1, *ask.shape[:2], 1)  # (B, T, N, 1)
+            read = (often @ (worth.unsqueeze(3) * value.unsqueeze(1)).flatten(1)).view(-1, *ask.shape)  # (B, T, N, E)
+            return self.queries + (read / torch.where(total > 0, total, 1.0)).flatten(2)
 
 
 @register("cell_reader")

@@ -81,7 +81,7 @@ def test_the_certificate_is_earned_first_and_once(tmp_path: Path, runs: type[Run
         held = found.verdict.evidence.certificate
         assert held is not None and "healthy encoder gave A" in held.says and "plant B gave B" in held.says
         assert '"healthy encoder gave A' in (tmp_path / str(number) / "evidence.json").read_text()
-    assert runs.encoders == ["correspondence", MINE, MINE] and len(asked) == 1
+    assert runs.encoders == ["cell_reader", MINE, MINE] and len(asked) == 1
 
 
 @pytest.mark.fast

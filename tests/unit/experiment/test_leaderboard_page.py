@@ -74,7 +74,7 @@ def test_every_cell_has_the_same_updates_and_its_published_depth() -> None:
     assert (own.budget.updates, own.optim.warmup_updates, own.system.seed) == (300, 30, 2)
     assert (own.encoder.layers, own.encoder.set_layers, own.encoder.hidden_size) == (8, 1, config.encoder.hidden_size)
     assert own.loss.objective == "lm+table" and own.loss.table_share > 0
-    assert cell_config(config, Cell("correspondence", "lm", 0), 300).encoder == config.encoder
+    assert cell_config(config, Cell("cell_reader", "lm", 0), 300).encoder == config.encoder
     assert cell_config(config, Cell("aligned", "lm", 0), 300).loss.table_share == 0
 
 

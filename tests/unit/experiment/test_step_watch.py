@@ -8,7 +8,7 @@ import torch
 
 from etrm.config.compose import load
 from etrm.config.schema import OptimConfig, RunConfig
-from etrm.experiment.step_watch import StepWatch
+from etrm.experiment.step_watch import TURNS, StepWatch
 from etrm.experiment.transcript import rate_of
 from etrm.training.optimizers import make_optimizer
 from etrm.training.schedule import learning_rate_factor
@@ -38,7 +38,7 @@ class Run:
             self.optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam_atan2"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "adam_atan2"])
 def test_a_healthy_run_has_nothing_to_report(name: str) -> None:
     run = Run(replace(OPTIM, name=name))
     run.take(TOTAL)
@@ -92,6 +92,40 @@ def test_a_step_that_is_not_the_configs_is_told_with_its_number(harm: Callable[[
     run = Run()
     run.take(9, lambda number: harm(run) if number == 8 else None)
     assert len(run.watch.wrong) == 1 and run.watch.wrong[0].startswith("step 9: ") and told in run.watch.wrong[0]
+
+
+class Many(Run):
+    """Six matrices and a vector; `off` moves some of them by a tenth of the rate after each step from `since` on."""
+
+    def __init__(self, off: list[int], since: int, steps: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3, 4)] * 6 + [(5,)]
+        self.weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        self.optimizer = make_optimizer(OPTIM, self.weights, OPTIM.lr)
+
+        def wrongly(*_: object) -> None:
+            if self.watch.steps + 1 >= since:
+                for i in off:
+                    self.weights[i].data += 0.1 * OPTIM.lr
+
+        self.optimizer.register_step_post_hook(wrongly)  # before the watch's own
+        self.watch = StepWatch(self.optimizer, OPTIM, TOTAL)
+        for number in range(steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = OPTIM.lr * learning_rate_factor(number, TOTAL, OPTIM)
+            for i, weight in enumerate(self.weights):
+                weight.grad = torch.cos(number + i + torch.arange(float(weight.numel()))).view(weight.shape)
+            self.optimizer.step()
+
+
+def test_of_several_matrices_some_are_looked_at_each_step_and_every_one_in_its_turn() -> None:
+    assert OPTIM.name == "muon"
+    assert Many([], 1, TOTAL).watch.wrong == []
+    everywhere = Many(list(range(6)), 7, 7).watch.wrong
+    assert len(everywhere) == 1 and everywhere[0].startswith("step 7: ")
+    for one in range(7):
+        told = Many([one], 1, TURNS).watch.wrong
+        assert len(told) == (TURNS if one == 6 else 1), (one, told)
 
 
 def test_the_transcribed_rate_is_the_schedules() -> None:

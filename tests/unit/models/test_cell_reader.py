@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from etrm.config.schema import EncoderConfig
-from etrm.models.encoders.cell_reader import CellReader
+from etrm.models.encoders.cell_reader import MOST, CellReader
 from etrm.models.encoders.correspondence import EPS
 from tests.encoder_samples import CLOSE, SPEC, S, T, V, demos
 
@@ -26,14 +26,19 @@ def naive_openings(net: CellReader, inputs: Tensor, labels: Tensor, mask: Tensor
     for k in torch.nonzero(mask).flatten().tolist():
         for place in range(S):
             token = net.words[int(inputs[k, place]) * V + int(labels[k, place])] + net.places[place]
-            cells.append(token / (token.square().mean() + EPS).sqrt())
+            token = token / (token.square().mean() + EPS).sqrt()
+            up, down = net.perceptron[0], net.perceptron[2]
+            hidden = up.weight @ token + up.bias
+            hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+            cells.append(token + down.weight @ hidden + down.bias)
     keys, values = (torch.stack(cells) @ net.keys_values.weight.t()).split(SIZE, dim=1)
     each = SIZE // HEADS
     read = torch.empty(T, SIZE)
     for token in range(T):
         for head in range(HEADS):
             own = slice(head * each, (head + 1) * each)
-            paid = (keys[:, own] @ net.ask[token, own] / each**0.5).softmax(dim=0)
+            score = keys[:, own] @ net.ask[token, own] / each**0.5
+            paid = (MOST * (score / MOST).tanh()).softmax(dim=0)
             read[token, own] = paid @ values[:, own]
     return net.queries + read
 
@@ -62,3 +67,15 @@ def test_where_a_pair_stands_is_read_beside_how_often(net: CellReader) -> None:
     with torch.no_grad():
         here, moved = (net.openings(inputs.roll(n, dims=2), labels.roll(n, dims=2), mask) for n in (0, 1))
     assert not torch.allclose(here, moved, rtol=1e-2, atol=1e-2)
+
+
+def test_a_task_whose_cells_all_score_low_beside_another_tasks_is_read_as_well(net: CellReader) -> None:
+    """The weights of all tasks share one scale; without a bound on the scores the lower ones would all vanish."""
+    inputs, labels, mask = demos()
+    with torch.no_grad():
+        net.ask *= 1e4
+        found = net.openings(inputs, labels, mask)
+        for b in range(len(inputs)):
+            torch.testing.assert_close(found[b], naive_openings(net, inputs[b], labels[b], mask[b]), **CLOSE)
+    net.openings(inputs, labels, mask).square().sum().backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in net.parameters())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from etrm.config.schema import OptimConfig
 from etrm.errors import CheckpointError, ConfigError
 from etrm.training.ema import EMA
-from etrm.training.optimizers import AdamATan2, SignSGD, make_optimizer
+from etrm.training.optimizers import AdamATan2, Muon, SignSGD, make_optimizer, orthogonalised
 from etrm.training.schedule import check_schedule, learning_rate_factor
 
 pytestmark = pytest.mark.fast
@@ -67,7 +67,7 @@ def test_the_first_step_goes_against_the_gradients_sign_by_lr_times_pi_over_four
     assert moved == pytest.approx([1 - 1e-2 * math.pi / 4, 1 + 1e-2 * math.pi / 4, 1.0])
 
 
-@pytest.mark.parametrize("name", ["adam_atan2", "adamw"])
+@pytest.mark.parametrize("name", ["adam_atan2", "adamw", "muon"])
 def test_a_parameter_without_gradient_is_not_moved_even_with_decay(name: str) -> None:
     """Fault 34: movement must not be possible without a gradient."""
     still, moving = (nn.Parameter(torch.ones(3)) for _ in range(2))
@@ -78,7 +78,7 @@ def test_a_parameter_without_gradient_is_not_moved_even_with_decay(name: str) ->
     assert torch.equal(still, torch.ones(3)) and not torch.equal(moving, torch.ones(3))
 
 
-@pytest.mark.parametrize("name", ["adam_atan2", "adamw"])
+@pytest.mark.parametrize("name", ["adam_atan2", "adamw", "muon"])
 def test_an_optimiser_holds_exactly_the_trainable_parameters_by_identity(name: str) -> None:
     """Faults 4 and 47: a frozen or a stale parameter in a group."""
     frozen, free = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
@@ -100,9 +100,91 @@ def test_every_field_of_the_optimiser_changes_the_result(field: str, value: floa
     assert results[0] != pytest.approx(results[1], rel=1e-5)
 
 
-def test_adam_atan2_refuses_a_closure() -> None:
+@pytest.mark.parametrize("rule", [AdamATan2, Muon])
+def test_the_own_optimisers_refuse_a_closure(rule: type[AdamATan2] | type[Muon]) -> None:
     with pytest.raises(ConfigError, match="closure"):
-        AdamATan2([nn.Parameter(torch.ones(1))], 1e-2, (0.9, 0.95), 0.0).step(lambda: 0.0)
+        rule([nn.Parameter(torch.ones(1))], 1e-2, (0.9, 0.95), 0.0).step(lambda: 0.0)
+
+
+# ---- Muon -------------------------------------------------------------------------------------------------------
+
+
+def by_singular_values(matrix: Tensor) -> Tensor:
+    """Newton-Schulz as what it does to the singular values, one by one: (R, C) float64."""
+    left, values, right = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left @ torch.diag(values) @ right
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)])
+def test_orthogonalising_changes_the_singular_values_alone_and_brings_them_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-4
+    found = orthogonalised(matrix)
+    torch.testing.assert_close(found, by_singular_values(matrix), rtol=1e-9, atol=1e-12)
+    assert all(0.65 < s < 1.25 for s in torch.linalg.svdvals(found).tolist())
+
+
+def test_a_matrix_of_zeros_stays_one() -> None:
+    assert torch.equal(orthogonalised(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
+def test_muon_moves_a_matrix_along_its_orthogonalised_momentum_step_by_step() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, mean = torch.randn(3, 8, generator=generator, dtype=torch.float64), torch.zeros(3, 8, dtype=torch.float64)
+    p = nn.Parameter(weight.clone())
+    optimizer = Muon([p], 1e-2, (0.9, 0.95), 0.1)
+    for _ in range(4):
+        gradient = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+        p.grad = gradient.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient
+        push = 0.2 * math.sqrt(8) * by_singular_values(0.1 * gradient + 0.9 * mean)
+        weight = weight * (1 - 1e-2 * 0.1) - 1e-2 * push
+        torch.testing.assert_close(p.detach(), weight, rtol=1e-9, atol=1e-12)
+    assert set(optimizer.state[p]) == {"step", "mean"}, "a matrix has no second moment"
+
+
+def test_the_step_of_a_matrix_has_the_size_of_an_adam_step() -> None:
+    p = nn.Parameter(torch.zeros(64, 256))
+    p.grad = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    Muon([p], 1e-2, (0.9, 0.95), 0.0).step()
+    assert 0.15 < float(p.detach().square().mean().sqrt()) / 1e-2 < 0.25
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 4)])
+def test_what_is_no_matrix_moves_under_muon_as_under_adamw(shape: tuple[int, ...]) -> None:
+    ends = []
+    for name in ("muon", "adamw"):
+        p = nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).view(shape))
+        optimizer = make_optimizer(replace(OPTIM, name=name), [p], 1e-2)
+        for step in range(5):
+            p.grad = torch.cos(step + p.detach() * 3)
+            optimizer.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+
+
+def test_the_name_muon_gives_muon_and_its_betas_and_decay_count() -> None:
+    results = []
+    options = replace(OPTIM, name="muon")
+    for config in (options, OPTIM, replace(options, beta1=0.5), replace(options, weight_decay=0.9)):
+        p = nn.Parameter(torch.eye(2, 3))
+        optimizer = make_optimizer(config, [p], config.lr)
+        for row in GRADS:
+            p.grad = torch.tensor([row, row[::-1]])
+            optimizer.step()
+        results.append(p.detach())
+    assert all(not torch.allclose(a, b, rtol=1e-4) for i, a in enumerate(results) for b in results[:i])
+
+
+def test_muon_maximises_where_its_group_says_so() -> None:
+    p = nn.Parameter(torch.zeros(2, 2))
+    optimizer = Muon([p], 1e-2, (0.9, 0.95), 0.0)
+    optimizer.param_groups[0]["maximize"] = True
+    p.grad = torch.eye(2)
+    optimizer.step()
+    assert bool((p.detach().diagonal() > 0).all())
 
 
 def test_sign_sgd_moves_the_touched_rows_only_by_the_sign_after_decay() -> None:
