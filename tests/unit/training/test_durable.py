@@ -141,6 +141,37 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_refused_before_anything_is_taken
     assert all(torch.equal(t, before[n]) for n, t in state.model.state_dict().items()) and state.step == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "moment", "matrices", "refused"),
+    [
+        ("muon", "square", False, True),
+        ("muon", "mean", True, True),
+        ("adamw", "exp_avg_sq", True, True),
+        ("muon", None, True, False),
+    ],
+)
+def test_a_moment_that_is_missing_is_named_and_that_of_a_matrix_under_muon_is_not_missed(
+    toy: Any, tmp_path: Path, name: str, moment: str | None, matrices: bool, refused: bool
+) -> None:
+    """Of one parameter where others of its kind have it; under AdamW all parameters are of one kind."""
+    config = toy.config(optim={"name": name}, encoder={"name": "cell_reader"})  # it has matrices, vectors and more
+    toy.fit(config, toy.state(config), tmp_path, stop_after=6)
+    path = tmp_path / "steps" / "step_6"
+    payload = torch.load(path, weights_only=True)
+    if moment is not None:
+        shapes = [p.dim() == 2 for p in toy.state(config).model.parameters() if p.requires_grad]
+        kept = payload["optimizers"]["encoder"]["state"]
+        own = [i for i in kept if shapes[i] == matrices]
+        for i in own if name == "adamw" else own[:1]:
+            del kept[i][moment]
+        torch.save(payload, path)
+    if refused:
+        with pytest.raises(CheckpointError, match=f"lacks .*{moment}"):
+            resume(path, config, toy.state(config), np.random.default_rng(0))
+    else:
+        resume(path, config, toy.state(config), np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("what", ["packed", "claims", "twice"])
 def test_an_archive_that_torch_would_not_write_is_refused_unopened(tmp_path: Path, what: str) -> None:
     path = tmp_path / "step_1"

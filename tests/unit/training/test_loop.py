@@ -52,6 +52,7 @@ def equal(mine: TrainState, theirs: TrainState) -> bool:
 VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "adam_atan2": {"optim": {"name": "adam_atan2"}},
+    "muon": {"optim": {"name": "muon"}},
     "no EMA": {"optim": {"ema_decay": 0.0}},
     "joined before the stop": {"freeze": {"decoder_updates": 4}},
     "joined at the stop": {"freeze": {"decoder_updates": 6}},
