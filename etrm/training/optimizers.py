@@ -10,7 +10,7 @@ exactly zero still decays, which is why "weights moved" never proves that a grad
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,62 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return x if wide is matrix else x.t()
 
 
-class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for matrices, Adam for all else. State tensors have each parameter's shape, fp32; a
-    matrix has no second moment. beta1 is both rules' momentum.
+class _Momentum(torch.optim.Optimizer):
+    """The walk that Muon and AdamATan2 share: moments by parameter, fp32, decoupled decay, a step along `push`.
+
+    Closures are not supported.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, **options})
+
+    def push(self, gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:
+        """Takes the gradient into the parameter's moments; the direction of its step, in units of the rate."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        if closure is not None:
+            raise ConfigError(f"{type(self).__name__} takes no closure; call step() after backward()")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                state["step"] = state.get("step", 0) + 1
+                push = self.push(-p.grad if group.get("maximize") else p.grad, state, group["betas"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(push, alpha=-group["lr"])
+
+
+def _mean(gradient: Tensor, state: dict[str, Any], beta: float) -> Tensor:
+    """The first moment, this gradient in it."""
+    if "mean" not in state:
+        state["mean"] = torch.zeros_like(gradient)
+    return cast(Tensor, state["mean"].lerp_(gradient, 1 - beta))
+
+
+def _adam(gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """First moment and root of the second, without their bias."""
+    mean = _mean(gradient, state, betas[0])
+    if "square" not in state:
+        state["square"] = torch.zeros_like(gradient)
+    square = state["square"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    steps = state["step"]
+    return mean / (1 - betas[0] ** steps), (square / (1 - betas[1] ** steps)).sqrt_()
+
+
+class Muon(_Momentum):
+    """Orthogonalised momentum for matrices, Adam for all else; a matrix has no second moment. beta1 is both rules'
+    momentum.
     """
 
     def __init__(
@@ -47,71 +100,23 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": False})
+        super().__init__(params, lr, betas, weight_decay, maximize=False)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient. Closures are not supported."""
-        if closure is not None:
-            raise ConfigError("Muon takes no closure; call step() after backward()")
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                gradient = -p.grad if group["maximize"] else p.grad
-                state = self.state[p]
-                if not state:
-                    state |= {"step": 0, "mean": torch.zeros_like(p)}
-                    if p.dim() != 2:
-                        state["square"] = torch.zeros_like(p)
-                state["step"] += 1
-                state["mean"].lerp_(gradient, 1 - beta1)
-                if p.dim() == 2:
-                    ahead = gradient.lerp(state["mean"], beta1)  # Nesterov's
-                    push = orthogonalised(ahead).mul_(ADAM_SIZE * max(p.shape) ** 0.5)
-                else:
-                    state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                    root = (state["square"] / (1 - beta2 ** state["step"])).sqrt_()
-                    push = state["mean"] / (1 - beta1 ** state["step"]) / root.add_(1e-8)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(push, alpha=-group["lr"])
+    def push(self, gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:
+        """See the file's top."""
+        if gradient.dim() == 2:
+            ahead = gradient.lerp(_mean(gradient, state, betas[0]), betas[0])  # Nesterov's
+            return orthogonalised(ahead).mul_(ADAM_SIZE * max(gradient.shape) ** 0.5)
+        mean, root = _adam(gradient, state, betas)
+        return mean / root.add_(1e-8)
 
 
-class AdamATan2(torch.optim.Optimizer):
-    """Adam with atan2 in place of division. State tensors have each parameter's shape, fp32."""
+class AdamATan2(_Momentum):
+    """Adam with atan2 in place of division."""
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient. Closures are not supported."""
-        if closure is not None:
-            raise ConfigError("AdamATan2 takes no closure; call step() after backward()")
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = 0
-                    state["mean"] = torch.zeros_like(p)
-                    state["square"] = torch.zeros_like(p)
-                state["step"] += 1
-                state["mean"].lerp_(p.grad, 1 - beta1)
-                state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                mean = state["mean"] / (1 - beta1 ** state["step"])
-                root = (state["square"] / (1 - beta2 ** state["step"])).sqrt_()
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(torch.atan2(mean, root), alpha=-group["lr"])
+    def push(self, gradient: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:
+        """See the file's top."""
+        return torch.atan2(*_adam(gradient, state, betas))
 
 
 class SignSGD(torch.optim.Optimizer):
