@@ -2,7 +2,9 @@
 
 Both trees train their own CONFIG (default cfg_calibration) with their own encoder and bundle, in turn, `--rounds` times
 `--updates` updates in fresh processes; printed are updates a second of each and the ratio of medians. COMMIT (default
-f5a29a9, the first version) is checked out into a temporary git worktree, which is removed again. Exit status: 0.
+f5a29a9, the first version) is checked out into a temporary git worktree, which is removed again. With `--to-loss X`
+each trains once instead, on its own schedule, until the mean loss of WINDOW updates is at most X (the first version
+needs 10 to 20 minutes). Exit status: 0; 1 where a training ends above X.
 """
 
 import argparse
@@ -14,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMED = """
+WINDOW = 50
+SETUP = """
 import sys, time, numpy as np, torch
 torch.set_num_threads(int(sys.argv[3]))
 from etrm.config.compose import build, compose
@@ -34,48 +37,78 @@ head = LossHead(ETRM(build_encoder(config.encoder, spec), bundle.decoder, spec),
 state = encoder_state(config, head, len(arm.source.task_ids))
 head.train()
 head.decoder.eval()
-rng, size, count = np.random.default_rng(0), config.budget.batch_size, int(sys.argv[2])
+rng, size = np.random.default_rng(0), config.budget.batch_size
+def update():
+    batch = Episodes.of(arm.source.sample(size, rng), torch.device("cpu"))
+    return train_batch_encoder(config, state, batch, size)["train/lm_loss"]
+"""
+TIMED = """
+count = int(sys.argv[2])
 for done in range(count + 5):
     if done == 5:
         start = time.perf_counter(), time.process_time()
-    batch = Episodes.of(arm.source.sample(size, rng), torch.device("cpu"))
-    train_batch_encoder(config, state, batch, size)
+    update()
 print(count / (time.perf_counter() - start[0]), count / (time.process_time() - start[1]))
+"""
+TO_LOSS = """
+limit, window, start, losses = float(sys.argv[2]), int(sys.argv[4]), time.perf_counter(), []
+while len(losses) < state.total_steps and (len(losses) < window or sum(losses[-window:]) > limit * window):
+    losses.append(update())
+print(sum(losses[-window:]) / window, len(losses), time.perf_counter() - start)
 """
 
 
-def rates(tree: Path, config: str, updates: int, threads: int) -> tuple[float, float]:
-    """Updates a second of wall time and of processor time, in a fresh process that imports from `tree`."""
+def told(tree: Path, what: str, config: str, number: float, threads: int) -> list[float]:
+    """The numbers that `what` prints, run after SETUP in a fresh process that imports from `tree`."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", TIMED, config, str(updates), str(threads)]
-    told = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True).stdout
-    wall, processor = map(float, told.split())
-    return wall, processor
+    command = [sys.executable, "-c", SETUP + what, config, str(number), str(threads), str(WINDOW)]
+    text = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True).stdout
+    return [float(word) for word in text.split()]
+
+
+def compare_rates(trees: tuple[Path, Path], given: argparse.Namespace) -> int:
+    """Print updates a second of both, measured in turn, and the ratio of medians."""
+    rounds = [
+        [told(tree, TIMED, given.config, given.updates, given.threads) for tree in trees] for _ in range(given.rounds)
+    ]
+    for kind, name in enumerate(("wall time", "processor time")):
+        mine, theirs = (statistics.median(pair[tree][kind] for pair in rounds) for tree in (0, 1))
+        print(f"{name}: {mine:.2f} updates/s here, {theirs:.2f} at {given.commit}, ratio {mine / theirs:.2f}")
+    return 0
+
+
+def compare_times(trees: tuple[Path, Path], given: argparse.Namespace) -> int:
+    """Print updates and seconds that both need to the loss, and the ratio of seconds; 1 where one ends above it."""
+    found = []
+    for tree, name in zip(trees, ("here", f"at {given.commit}"), strict=True):
+        loss, updates, seconds = told(tree, TO_LOSS, given.config, given.to_loss, given.threads)
+        print(f"{name}: mean loss {loss:.3f} after {updates:.0f} updates, {seconds:.0f} s", flush=True)
+        found.append((loss <= given.to_loss, seconds))
+    if not all(reached for reached, _ in found):
+        print(f"a loss of {given.to_loss} was not reached; give a higher --to-loss", file=sys.stderr)
+        return 1
+    print(f"to a loss of {given.to_loss}: {found[1][1] / found[0][1]:.1f} times as fast")
+    return 0
 
 
 def main() -> int:
-    """Measure both trees in turn and print the ratio."""
+    """The command of the file's top."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", nargs="?", default="f5a29a9")
     parser.add_argument("config", nargs="?", default="cfg_calibration")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--to-loss", type=float, metavar="X", help="time to this mean loss, not updates a second")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "tree"
         subprocess.run(["git", "worktree", "add", "--detach", str(other), given.commit], cwd=ROOT, check=True)
         try:
-            pairs = [
-                [rates(tree, given.config, given.updates, given.threads) for tree in (ROOT, other)]
-                for _ in range(given.rounds)
-            ]
+            compare = compare_rates if given.to_loss is None else compare_times
+            return compare((ROOT, other), given)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(other)], cwd=ROOT, check=True)
-    for kind, name in enumerate(("wall time", "processor time")):
-        mine, theirs = (statistics.median(pair[tree][kind] for pair in pairs) for tree in (0, 1))
-        print(f"{name}: {mine:.2f} updates/s here, {theirs:.2f} at {given.commit}, ratio {mine / theirs:.2f}")
-    return 0
 
 
 if __name__ == "__main__":

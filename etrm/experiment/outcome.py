@@ -1,7 +1,7 @@
 """What a trained encoder is worth beside its rungs: paired probe losses against controls, and the metrics it ends on.
 
 Notable: every comparison is paired on the same episodes and tested by task (sign flips); the constant-context control
-is trained by the run's own update at a tenth of its budget at most, and says whether it reached its plateau.
+is trained by an optimiser of its own in a tenth of the run's updates at most, and says whether it reached its plateau.
 
 Legend: N queries, T context tokens, D hidden.
 """

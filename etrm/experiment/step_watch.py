@@ -3,9 +3,11 @@
 A reload inside the loop, averaged weights swapped in and never out, a decay that begins late, moments lost, a rate laid
 over another number of updates, gradients dropped before the step: each leaves weights other than those that the
 gradient, the moments and the schedule give. The transcription is fp32 and costs a few milliseconds a step: of Muon's
-matrices, whose step is dear, it takes every fourth in turn, so that each step of the run is held against some of them.
+matrices, whose step is dear, it takes a quarter at each step: every matrix once in TURNS steps, in an order drawn anew
+each round, so that what goes wrong at every so many steps meets each of them too.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from etrm.config.schema import OptimConfig
 from etrm.experiment.transcript import option_faults, push_of, rate_of
 
 TOLERANCE = 0.03  # of a step's own length; fp32 repeats within 0.001
-TURNS = 4  # steps after which each matrix under Muon was looked at
+TURNS = 4  # steps in which each matrix under Muon is looked at once
 TOLD = 5  # faults kept; the first ones say what happened
 
 
@@ -45,7 +47,7 @@ class StepWatch:
         self.wrong: list[str] = []
         self._moments = [_Moments(p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p)) for p in self.weights]
         matrices = [i for i, p in enumerate(self.weights) if optim.name == "muon" and p.dim() == 2]
-        self._turns = {i: n for n, i in enumerate(matrices)} if len(matrices) >= TURNS else {}
+        self._turn_of = {i: n for n, i in enumerate(matrices)} if len(matrices) >= TURNS else {}
         self._paused = False
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._look()),
@@ -91,11 +93,12 @@ class StepWatch:
     def _gap(self) -> float:
         """Distance between the weights and the transcribed ones, in lengths of the step."""
         rate = rate_of(self.optim, self.steps, self.total)
+        phase = self.steps + random.Random(self.steps // TURNS).randrange(TURNS)
         wrong, moved, size = torch.zeros(()), torch.zeros(()), torch.zeros(())
         for i, (p, m) in enumerate(zip(self.weights, self._moments, strict=True)):
             if p.grad is not None:
                 self._take_in(p.grad, m)
-            if i in self._turns and (self._turns[i] + self.steps) % TURNS:
+            if i in self._turn_of and (self._turn_of[i] + phase) % TURNS:
                 continue
             after = m.before.clone() if p.grad is None else self._stepped(p.grad, m, rate)
             wrong += (p - after).square().sum()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from etrm.errors import CheckpointError
 from etrm.models.etrm import Episodes
-from etrm.training.optimizers import Muon
+from etrm.training.optimizers import moments_of
 from etrm.training.update import TrainState
 
 SHOWN = 3
@@ -99,8 +99,7 @@ def _optimizers(payload: Mapping[str, Any], state: TrainState) -> Iterator[str]:
             continue
         yield from _groups(part, saved["param_groups"], own["param_groups"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        matrices = [isinstance(optimizer, Muon) and p.dim() == 2 for p in parameters]  # they have one moment only
-        yield from _moments(part, saved["state"], parameters, matrices)
+        yield from _moments(part, saved["state"], parameters, [moments_of(optimizer, p) for p in parameters])
 
 
 def _groups(part: str, saved: object, own: list[dict[str, Any]]) -> Iterator[str]:
@@ -131,18 +130,19 @@ def same_plain(mine: object, theirs: object) -> bool:
     return bool(one == other)
 
 
-def _moments(part: str, saved: object, parameters: list[torch.nn.Parameter], matrices: list[bool]) -> Iterator[str]:
+def _moments(
+    part: str, saved: object, parameters: list[torch.nn.Parameter], expected: list[frozenset[str]]
+) -> Iterator[str]:
     if not isinstance(saved, dict) or not all(
         type(i) is int and 0 <= i < len(parameters) and isinstance(v, dict) for i, v in saved.items()
     ):
         yield f"optimizer {part} holds moments of parameters that it does not have"
         return
-    names: dict[bool, set[Any]] = {True: set(), False: set()}
     for index, values in saved.items():
-        names[matrices[index]] |= set(values)
-    for index, values in saved.items():
-        if lacking := names[matrices[index]] - set(values):
-            yield f"optimizer {part}: parameter {index} lacks {sorted(map(str, lacking))}"
+        if lacking := expected[index] - set(values):
+            yield f"optimizer {part}: parameter {index} lacks {sorted(lacking)}"
+        if more := set(values) - expected[index]:
+            yield f"optimizer {part}: parameter {index} has {sorted(map(str, more))} besides"
         for name, value in values.items():
             where = f"optimizer {part}: {name!r:.30} of parameter {index}"
             if type(value) is int and value >= 0:

@@ -1,9 +1,10 @@
 """Optimisers in plain torch: Muon, AdamATan2 (scale-invariant Adam) and the puzzle table's sign-SGD; AdamW is torch's.
 
 Muon: a matrix moves along its momentum with all singular values brought near 1 (Jordan et al., 2024,
-kellerjordan.github.io/posts/muon), at the size of an Adam step (Liu et al., arXiv 2502.16982); what is no matrix moves
-as under AdamW. torch.optim.Muon takes matrices only and rounds to bf16 on the way, which is slow on most CPUs and a
-hundredth of a step off; this one stays in fp32.
+kellerjordan.github.io/posts/muon), at the size of an Adam step where its rank is full (Liu et al., arXiv 2502.16982);
+what is no matrix moves as under AdamW. Unlike there, embeddings and heads are matrices too: it won (LOG.md).
+torch.optim.Muon takes matrices only and rounds to bf16 on the way, which is slow on most CPUs and a hundredth of a step
+off; this one rounds nothing.
 AdamATan2: step = lr * atan2(m_hat, sqrt(v_hat)), after Everett et al., arXiv 2407.05872; no epsilon, so scaling the
 loss changes nothing, and decay is decoupled. A parameter whose gradient is None is left alone; one whose gradient is
 exactly zero still decays, which is why "weights moved" never proves that a gradient arrived.
@@ -36,7 +37,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 class _Momentum(torch.optim.Optimizer):
-    """The walk that Muon and AdamATan2 share: moments by parameter, fp32, decoupled decay, a step along `push`.
+    """The walk that Muon and AdamATan2 share: moments by parameter, in its dtype, decoupled decay, a step along `push`.
 
     Closures are not supported.
     """
@@ -137,6 +138,15 @@ class SignSGD(torch.optim.Optimizer):
                 touched = p.grad.flatten(1).ne(0).any(dim=1).view(-1, *[1] * (p.dim() - 1))
                 moved = p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * p.grad.sign()
                 p.copy_(torch.where(touched, moved, p))
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> frozenset[str]:
+    """Names of what the optimiser keeps of a parameter that it has moved."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return frozenset({"step", "exp_avg", "exp_avg_sq"})
+    if isinstance(optimizer, Muon) and parameter.dim() == 2:
+        return frozenset({"step", "mean"})
+    return frozenset({"step", "mean", "square"} if isinstance(optimizer, _Momentum) else ())
 
 
 def make_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:

