@@ -1,4 +1,5 @@
-"""Every encoder x objective at an equal number of updates, screened on validation tasks; the best ones over seeds.
+"""Every encoder x objective at an equal number of updates, screened on validation tasks; over seeds the best ones and
+the config's own.
 
 `python -m etrm.experiment.leaderboard --config-name cfg_calibration [--updates N] [--encoders a,b]
 [--objectives lm,lm+table] [--seeds N] [--final-updates N]` writes a page and a plot (leaderboard_page.py). A finished
@@ -172,6 +173,12 @@ def measure_lines(config: RunConfig, bundle: Bundle, arm: Arm) -> list[Line]:
     return lines
 
 
+def finalists(ranked: Sequence[Row], config: RunConfig) -> list[Row]:
+    """The best BEST, and the config's own encoder and objective wherever they rank, if they were screened."""
+    own = (config.encoder.name, config.loss.objective)
+    return [row for place, row in enumerate(ranked) if place < BEST or (row.encoder, row.objective) == own]
+
+
 def leaderboard(
     config: RunConfig,
     budgets: tuple[int, int],
@@ -181,7 +188,7 @@ def leaderboard(
     folder: Path,
     say: Callable[[str], None],
 ) -> tuple[list[Row], list[Row], list[Line]]:
-    """Screening rows, rows of the best BEST over `seeds` seeds (seed 0 included), and the lines of the plot. `budgets`
+    """Screening rows, rows of the finalists over `seeds` seeds (seed 0 included), and the lines of the plot. `budgets`
     are the updates of a screened and of a final cell.
     """
     bundle = load_bundle(config.bundle)
@@ -203,7 +210,7 @@ def leaderboard(
     final = []
     if seeds > 1:
         objective_of: dict[str, Objective] = {o: o for o in objectives}
-        best = ranked[:BEST]
+        best = finalists(ranked, config)
         final = [row_of(Cell(r.encoder, objective_of[r.objective], s), budgets[1]) for r in best for s in range(seeds)]
     key = f"{config_hash(config)} {bundle.sha256}"
     lines = kept(folder / "lines.json", key, lambda: [asdict(line) for line in measure_lines(config, bundle, arm)])
@@ -218,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--final-updates", type=int, help="of the best over seeds; default: as --updates")
     parser.add_argument("--encoders", default="", help="names, comma between; default: all")
     parser.add_argument("--objectives", default="lm", help="lm, lm+table; comma between")
-    parser.add_argument("--seeds", type=int, default=1, help=f"of the best {BEST}; 1: screening only")
+    parser.add_argument("--seeds", type=int, default=1, help=f"of the best {BEST} and the default; 1: screening only")
     parser.add_argument("--runs", type=Path, default=Path("runs/leaderboard"), help="where finished cells are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/experiments"), help="folder of the page and the plot")
     parser.add_argument("overrides", nargs="*", help="key=value")

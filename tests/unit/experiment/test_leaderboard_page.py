@@ -10,7 +10,7 @@ import pytest
 from etrm.config.compose import load
 from etrm.config.schema import RunConfig
 from etrm.errors import ConfigError
-from etrm.experiment.leaderboard import Cell, cell_config, kept, leaderboard, main
+from etrm.experiment.leaderboard import BEST, Cell, cell_config, finalists, kept, leaderboard, main
 from etrm.experiment.leaderboard_page import Line, Row, page, plot
 
 pytestmark = pytest.mark.fast
@@ -24,6 +24,16 @@ LINES = [Line("oracle, demonstrations", 35, 96), Line("null: constant context", 
 def test_the_best_is_first_and_ties_go_to_the_lower_loss() -> None:
     worse = replace(ROW, validation_loss=0.9)
     assert sorted([ROWS[0], worse, ROW], key=Row.order) == [ROW, worse, ROWS[0]]
+
+
+def test_the_default_is_among_the_finalists_wherever_it_ranks() -> None:
+    config = load(RunConfig, "cfg_micro")
+    others = [replace(ROW, encoder=f"encoder {n}") for n in range(BEST + 2)]
+    own = replace(ROW, encoder=config.encoder.name)
+    taught = replace(own, objective="lm+table")
+    assert finalists([own, *others], config) == [own, *others[: BEST - 1]]
+    assert finalists([*others, taught, own], config) == [*others[:BEST], own]
+    assert finalists(others, config) == others[:BEST]
 
 
 def test_rows_survive_json() -> None:
