@@ -19,7 +19,7 @@ QUICK = (
     "encoder-output-detached",
     "two-more-l-cycles",
     "labels-shifted",
-    "zero-grad-missing",
+    "loss-over-batch-mean",
     "neighbours-mixed",
     "mismatched-null-is-own",
     "field-silently-dropped",

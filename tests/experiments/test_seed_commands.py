@@ -366,7 +366,9 @@ def other_table(path: Path) -> None:
     [
         (gone, [], 1, "does not exist. The public TRM checkpoint is published at"),
         (unsafe, [], 1, "could run code; it was refused and not run"),
-        (no_canvas, [], 1, "there are 0 arc-agi-1 training tasks on a 1x1 canvas"),
+        pytest.param(
+            no_canvas, [], 1, "there are 0 arc-agi-1 training tasks on a 1x1 canvas", marks=pytest.mark.thorough
+        ),
         (truncated, [], 1, "is truncated"),
         (other_architecture, [], 1, "is no TRM checkpoint"),
         (other_table, [], 1, "puzzle_emb_ndim is 32 there, 48 in the tensors"),
@@ -376,7 +378,7 @@ def other_table(path: Path) -> None:
         (None, ["data.train_tasks=105"], 1, "there are 104"),
         (None, ["evaluation_tasks=-1"], 1, "evaluation_tasks is -1"),
         (None, ["budget.epochs=0"], 1, "set one and the other to 0"),
-        (None, ["encoder.name=standrd"], 1, "no encoder 'standrd'"),
+        pytest.param(None, ["encoder.name=standrd"], 1, "no encoder 'standrd'", marks=pytest.mark.thorough),
         (None, ["bundle=mikro"], 1, "no decoder bundle 'mikro'"),
         (None, ["trackers=wandbs"], 1, "trackers"),
         (None, ["--config", "x"], 2, "usage: "),

@@ -473,6 +473,7 @@ toys = st.builds(
 )
 
 
+@pytest.mark.thorough
 @settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=toys)
 def test_round_trip_through_a_file(tmp_path, config):

@@ -18,6 +18,7 @@ COLOURS = (0, 2, 1, 3, 4, 5, 6, 7, 8, 9)
 AUGMENTATIONS = tuple(Augmentation(turn, colours) for turn in range(8) for colours in (COLOURS, tuple(range(10))))
 
 
+@pytest.mark.thorough
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 4), st.integers(1, 3), st.data())
 def test_what_is_decided_no_votes_to_come_can_change(counts: list[int], left: int, k: int, data: st.DataObject) -> None:
     assume(decided(counts, left, k))
