@@ -54,7 +54,7 @@ TO_LOSS = """
 limit, window, start, losses = float(sys.argv[2]), int(sys.argv[4]), time.perf_counter(), []
 while len(losses) < state.total_steps and (len(losses) < window or sum(losses[-window:]) > limit * window):
     losses.append(update())
-print(sum(losses[-window:]) / window, len(losses), time.perf_counter() - start)
+print(sum(losses[-window:]) / len(losses[-window:]), len(losses), time.perf_counter() - start)
 """
 
 

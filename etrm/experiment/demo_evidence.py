@@ -26,7 +26,7 @@ from etrm.experiment.evidence import (
 PASSED = tuple(check(name, True, "as expected") for name in CHECK_RULES)
 _LOSS = LossEvidence(
     probe_start=1.31, probe_end=0.21, p_decrease=0.0001, own_loss=0.21, constant_context_loss=1.02,
-    p_below_constant=0.0001, mismatched_loss=1.84, p_below_mismatched=0.0001, plateaued=True, constant_plateaued=True,
+    p_below_constant=0.0001, mismatched_loss=1.84, p_below_mismatched=0.0001, plateaued=True, constant_sufficed=True,
 )  # fmt: skip
 
 

@@ -54,8 +54,8 @@ class GradientEvidence:
 class LossEvidence:
     """`lm` losses on a fixed probe set and, paired by task, against the controls. p-values are one-sided.
 
-    `plateaued`: the loss on validation tasks no longer improved when the budget ended. `constant_plateaued`: the same
-    for the learned constant context, without which that control is unfairly weak.
+    `plateaued`: the loss on validation tasks no longer improved when the budget ended. `constant_sufficed`:
+    the learned constant context trained long enough that more of it would not reach `own_loss` (outcome.py says how).
     """
 
     probe_start: float | None
@@ -67,7 +67,7 @@ class LossEvidence:
     mismatched_loss: float | None
     p_below_mismatched: float | None
     plateaued: bool | None
-    constant_plateaued: bool | None
+    constant_sufficed: bool | None
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def external_evidence(metrics: Mapping[str, float | None], info: Mapping[str, An
     loss = LossEvidence(
         probe_start=first, probe_end=last, p_decrease=None, own_loss=last,
         constant_context_loss=info.get("constant_context_loss"), p_below_constant=None,
-        mismatched_loss=info.get("mismatched_loss"), p_below_mismatched=None, plateaued=None, constant_plateaued=None,
+        mismatched_loss=info.get("mismatched_loss"), p_below_mismatched=None, plateaued=None, constant_sufficed=None,
     )  # fmt: skip
     return Evidence(
         arm=arm, encoder=str(info.get("encoder", "not told")), user_encoder=True,

@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m etrm.experiment.leaderboard", description=__doc__)
     parser.add_argument("--config-name", required=True, help="a file of config/, without .yaml")
     parser.add_argument("--updates", type=int, help="of every cell; default: the config's")
-    parser.add_argument("--final-updates", type=int, help="of the best over seeds; default: as --updates")
+    parser.add_argument("--final-updates", type=int, help="of the finalists; default: as --updates")
     parser.add_argument("--encoders", default="", help="names, comma between; default: all")
     parser.add_argument("--objectives", default="lm", help="lm, lm+table; comma between")
     parser.add_argument("--seeds", type=int, default=1, help=f"of the best {BEST} and the default; 1: screening only")

@@ -86,7 +86,7 @@ def page(
     if final:
         out += [
             "",
-            "## The best and the default over seeds",
+            "## The finalists over seeds",
             "",
             "| encoder | objective | updates | seeds | validation, each | median | seen, each |",
         ]

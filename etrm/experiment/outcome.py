@@ -1,7 +1,8 @@
 """What a trained encoder is worth beside its rungs: paired probe losses against controls, and the metrics it ends on.
 
 Notable: every comparison is paired on the same episodes and tested by task (sign flips); the constant-context control
-is trained by an optimiser of its own in a tenth of the run's updates at most, and says whether it reached its plateau.
+is trained by an optimiser of its own in a tenth of the run's updates at most, and says whether more of them could have
+changed the comparison.
 
 Legend: N queries, T context tokens, D hidden.
 """
@@ -53,6 +54,13 @@ def settled(validation: list[tuple[int, float]], total: int) -> bool:
     return len(late) >= 2 and (late[-1] > SETTLED * late[0] or late[0] < SMALL)
 
 
+def sufficed(curve: list[float], constant: float, own: float) -> bool:
+    """Would the constant context stay above the encoder's own loss if it fell once more by what it fell in the second
+    half of its training (a curve that flattens falls less)? `curve`: its training loss in equal parts, two at least.
+    """
+    return len(curve) >= 2 and constant - max(0.0, curve[(len(curve) - 1) // 2] - curve[-1]) > own
+
+
 def short_loss_evidence(start: Answers, own: Answers, batch: Batch) -> LossEvidence:
     """The decrease alone: a short run has no controls."""
     first, last = float(start.loss.mean()), float(own.loss.mean())
@@ -81,7 +89,7 @@ def compare_with_controls(
         mismatched_loss=float(wrong.loss.mean()),
         p_below_mismatched=paired(wrong.loss - own.loss, batch),
         plateaued=settled(validation, total),
-        constant_plateaued=len(curve) >= 2 and curve[-1] > SETTLED * curve[-2],
+        constant_sufficed=sufficed(curve, float(flat.loss.mean()), float(own.loss.mean())),
     )
     return Controls(constant, curve, evidence)
 

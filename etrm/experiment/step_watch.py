@@ -3,8 +3,8 @@
 A reload inside the loop, averaged weights swapped in and never out, a decay that begins late, moments lost, a rate laid
 over another number of updates, gradients dropped before the step: each leaves weights other than those that the
 gradient, the moments and the schedule give. The transcription is fp32 and costs a few milliseconds a step: of Muon's
-matrices, whose step is dear, it takes a quarter at each step: every matrix once in TURNS steps, in an order drawn anew
-each round, so that what goes wrong at every so many steps meets each of them too.
+matrices, whose step is dear, it takes a quarter at each step: every matrix once in TURNS steps, begun at a place drawn
+anew each round, so that what goes wrong at every so many steps meets each of them too.
 """
 
 import random

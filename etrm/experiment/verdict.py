@@ -134,8 +134,8 @@ def _decide_above(evidence: Evidence, reasons: tuple[str, ...]) -> _Decision:
         known = "was trained on" if rung is not None and rung.decoder_known else "may have been trained on"
         said = f"no plain A: the decoder {known} these tasks' demonstrations, so recall cannot be told from inference"
         return _undecided(5, (said, *reasons), "decoder_known")
-    if evidence.loss is None or evidence.loss.constant_plateaued is not True:
-        said = "the learned constant context was not shown at its plateau, so this null may be weaker than it should be"
+    if evidence.loss is None or evidence.loss.constant_sufficed is not True:
+        said = "the learned constant context was not shown to be trained enough, so this null may be too weak"
         return _undecided(5, (said, *reasons), "controls")
     return (
         "A",

@@ -92,6 +92,7 @@ def _weights(payload: Mapping[str, Any], state: TrainState) -> Iterator[str]:
 
 
 def _optimizers(payload: Mapping[str, Any], state: TrainState) -> Iterator[str]:
+    held = False
     for part, (optimizer, _) in state.optimizers.items():
         saved, own = payload["optimizers"][part], optimizer.state_dict()
         if not isinstance(saved, dict) or set(saved) != {"state", "param_groups"}:
@@ -99,7 +100,12 @@ def _optimizers(payload: Mapping[str, Any], state: TrainState) -> Iterator[str]:
             continue
         yield from _groups(part, saved["param_groups"], own["param_groups"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        yield from _moments(part, saved["state"], parameters, [moments_of(optimizer, p) for p in parameters])
+        expected = [moments_of(optimizer, p) for p in parameters]
+        held = held or bool(saved["state"]) or not any(expected)
+        yield from _moments(part, saved["state"], parameters, expected)
+    # One parameter may lack all, if it never had a gradient, or a part that has just joined; not every one of them.
+    if payload["step"] != 0 and not held:
+        yield "no optimiser holds a moment of any parameter"
 
 
 def _groups(part: str, saved: object, own: list[dict[str, Any]]) -> Iterator[str]:
@@ -145,10 +151,9 @@ def _moments(
             yield f"optimizer {part}: parameter {index} has {sorted(map(str, more))} besides"
         for name, value in values.items():
             where = f"optimizer {part}: {name!r:.30} of parameter {index}"
-            if type(value) is int and value >= 0:
+            if name == "step" and type(value) is int and value >= 0:
                 continue
-            scalar = isinstance(value, Tensor) and value.dim() == 0
-            yield from _tensor(where, value, torch.zeros(()) if scalar else parameters[index])
+            yield from _tensor(where, value, torch.zeros(()) if name == "step" else parameters[index])
 
 
 def _carry(payload: Mapping[str, Any], state: TrainState, size: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from etrm.models.bundle import load_bundle
 
 UPDATES = 300
 SHAPES = {"narrow": (32, 1), "default": (96, 1), "wide": (160, 1), "deep": (96, 3)}
-KINDS = ("cell_reader", "correspondence", "aligned", "standard", "lpn")
+KINDS = ("cell_reader", "correspondence", "relations", "aligned", "standard", "lpn")
 SLACK = 0.25  # nats a token of validation loss that the default may lie above the best kind
 
 

@@ -150,7 +150,7 @@ TABLE = {
         "may have been",
     ),
     "decoder knows, low": (lambda e: with_headline(e, *LOW, decoder_known=True), "C", 5, "decoder_known"),
-    "constant not at its plateau": (lambda e: with_loss(e, constant_plateaued=None), "UNDECIDED", 5, "weaker"),
+    "constant hardly trained": (lambda e: with_loss(e, constant_sufficed=None), "UNDECIDED", 5, "too weak"),
 }
 
 
@@ -476,9 +476,9 @@ def test_what_the_decoder_knows_is_told_of_every_rung_but_the_seen_one(
 
 
 def test_what_bars_an_a_or_a_decision_is_the_first_sentence() -> None:
-    weak = judge(with_loss(healthy(), constant_plateaued=None))
+    weak = judge(with_loss(healthy(), constant_sufficed=None))
     assert weak.reasons[0] == (
-        "the learned constant context was not shown at its plateau, so this null may be weaker than it should be"
+        "the learned constant context was not shown to be trained enough, so this null may be too weak"
     )
     assert weak.reasons[1].startswith("unseen_composition: 307 of 512")
     planned = judge(with_headline(healthy(), *WIDE)).reasons[0]

@@ -30,10 +30,7 @@ from etrm.training.update import LossHead, TrainState, train_batch_encoder
 UPDATES = 3  # a fresh batch, the same samples at their second ACT step, and a refilled one
 MOST_SLOTS = 64  # of the run's own batch: what begins behind the sixteenth sample is part of an update too
 TOLERANCE = 0.03  # relative; bf16 runs repeat within 0.002, a wrong sample or factor is off by more than 0.1
-LEAST_STEP, MOST_STEP = (
-    1e-5,
-    0.5,
-)  # base rate over the typical weight: a step moves each by the rate (a fifth of it under Muon)
+LEAST_STEP, MOST_STEP = 1e-5, 0.5  # base rate over the typical weight; a step moves each by the rate or less
 SURE = 1e-3  # a halt logit nearer to 0 may fall to either side
 LAG = 0.01  # share of the initial weights that an average may still hold when it is evaluated
 Gradients = dict[str, Tensor]

@@ -15,6 +15,7 @@ from etrm.data.families import benchmark
 from etrm.errors import DataError
 from etrm.evaluation import controls
 from etrm.evaluation.controls import constant_context, own_rows
+from etrm.experiment.outcome import sufficed
 from etrm.models.bundle import load_bundle
 from etrm.models.encoders import build_encoder
 from etrm.models.etrm import ETRM
@@ -49,7 +50,7 @@ def test_the_constant_context_does_not_depend_on_how_the_run_trains_its_encoder(
         {"name": "adamw"},
         {"name": "adam_atan2"},
         {"lr": 1e-5, "warmup_updates": 2, "cooldown_share": 0.0, "min_ratio": 0.5},
-        {"beta1": 0.5, "beta2": 0.5, "weight_decay": 1.0, "clip_norm": 1e-3, "ema_decay": 0.5},
+        {"beta1": 0.5, "beta2": 0.5, "weight_decay": 1.0, "clip_norm": 1e-3},
     ):
         again, found = constant(3, 8, **optim)
         assert torch.equal(again, first) and found == losses, optim
@@ -62,3 +63,21 @@ def test_the_constant_contexts_rate_is_near_the_best(monkeypatch: pytest.MonkeyP
     for factor in (0.1, 10.0):
         monkeypatch.setattr(controls, "CONSTANT_RATE", chosen * factor)
         assert constant(50, 64)[1][-1] > own + 0.05, factor
+
+
+@pytest.mark.parametrize(
+    ("curve", "constant", "own", "enough"),
+    [
+        ([3.0, 2.0, 1.8, 1.8], 1.8, 0.1, True),
+        ([3.0, 2.0, 1.8, 1.8], 1.8, 1.5, True),
+        ([3.0, 2.0, 1.8, 1.8], 1.8, 1.7, False),  # it fell by 0.2 in the second half, and may again
+        ([3.0, 2.0, 2.1, 2.2], 2.2, 2.1, True),
+        ([3.0, 2.0, 2.1, 2.2], 2.2, 2.2, False),
+        ([1.8], 1.8, 0.1, False),
+        ([], 1.8, 0.1, False),
+    ],
+)
+def test_a_constant_context_that_still_falls_towards_the_encoder_was_not_trained_enough(
+    curve: list[float], constant: float, own: float, enough: bool
+) -> None:
+    assert sufficed(curve, constant, own) is enough

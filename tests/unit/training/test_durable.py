@@ -141,36 +141,60 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_refused_before_anything_is_taken
     assert all(torch.equal(t, before[n]) for n, t in state.model.state_dict().items()) and state.step == 0
 
 
-@pytest.mark.parametrize("every", [False, True], ids=["of one", "of all"])
+def _lacks(moment: str, matrices: bool, every: bool) -> Any:
+    """Takes a moment from one matrix (or from one parameter that is none), or from all of them."""
+
+    def harm(kept: dict[int, dict[str, Any]], shapes: list[bool]) -> str:
+        own = [i for i in kept if shapes[i] == matrices]
+        for i in own if every else own[:1]:
+            del kept[i][moment]
+        return f"lacks .*{moment}"
+
+    return harm
+
+
+def _nothing_left(kept: dict[int, dict[str, Any]], shapes: list[bool]) -> str:
+    kept.clear()
+    return "no optimiser holds a moment"
+
+
+def _one_too_many(kept: dict[int, dict[str, Any]], shapes: list[bool]) -> str:
+    one = next(i for i in kept if shapes[i])
+    kept[one]["square"] = torch.zeros_like(kept[one]["mean"])
+    return "has .*square.* besides"
+
+
+def _a_number_for_a_moment(kept: dict[int, dict[str, Any]], shapes: list[bool]) -> str:
+    kept[0]["mean"] = 0
+    return "'mean' of parameter 0"
+
+
 @pytest.mark.parametrize(
-    ("name", "moment", "matrices"),
+    ("name", "harm"),
     [
-        ("muon", "square", False),
-        ("muon", "mean", True),
-        ("muon", "step", True),
-        ("adamw", "exp_avg_sq", True),
-        ("adam_atan2", "square", True),
-        ("muon", None, True),
-        ("adam_atan2", None, True),
+        *((name, None) for name in ("muon", "adamw", "adam_atan2")),
+        *((name, _nothing_left) for name in ("muon", "adamw", "adam_atan2")),
+        *(("muon", _lacks(*what, every)) for what in (("square", False), ("mean", True)) for every in (False, True)),
+        ("muon", _lacks("step", True, True)),
+        ("adamw", _lacks("exp_avg_sq", True, True)),
+        ("adam_atan2", _lacks("square", True, True)),
+        ("muon", _one_too_many),
+        ("muon", _a_number_for_a_moment),
     ],
 )
-def test_a_moment_that_is_missing_is_named_and_that_of_a_matrix_under_muon_is_not_missed(
-    toy: Any, tmp_path: Path, name: str, moment: str | None, matrices: bool, every: bool
+def test_moments_that_are_not_the_optimisers_are_named_and_that_of_a_matrix_under_muon_is_not_missed(
+    toy: Any, tmp_path: Path, name: str, harm: Any
 ) -> None:
-    """Of one matrix (or what is none) or of all of them; None: nothing is taken away, and nothing refused."""
+    """None: nothing is taken away, and nothing refused."""
     config = toy.config(optim={"name": name}, encoder={"name": "cell_reader"})  # it has matrices, vectors and more
     toy.fit(config, toy.state(config), tmp_path, stop_after=6)
     path = tmp_path / "steps" / "step_6"
     payload = torch.load(path, weights_only=True)
-    if moment is not None:
+    if harm is not None:
         shapes = [p.dim() == 2 for p in toy.state(config).model.parameters() if p.requires_grad]
-        kept = payload["optimizers"]["encoder"]["state"]
-        own = [i for i in kept if shapes[i] == matrices]
-        for i in own if every else own[:1]:
-            del kept[i][moment]
+        told = harm(payload["optimizers"]["encoder"]["state"], shapes)
         torch.save(payload, path)
-    if moment is not None:
-        with pytest.raises(CheckpointError, match=f"lacks .*{moment}"):
+        with pytest.raises(CheckpointError, match=told):
             resume(path, config, toy.state(config), np.random.default_rng(0))
     else:
         resume(path, config, toy.state(config), np.random.default_rng(0))
