@@ -27,9 +27,7 @@ from etrm.training.loop import encoder_state
 from etrm.training.losses import CrossEntropy, step_loss
 from etrm.training.update import LossHead, train_batch_encoder
 
-CONSTANT_RATE = (
-    0.4  # of the contexts' standard deviation; about the best on micro, cal-1 and arc-5 (LOG.md has a table)
-)
+CONSTANT_RATE = 0.4  # of the contexts' standard deviation; near the best on micro, cal-1 and arc-5 (LOG.md)
 
 
 @dataclass(frozen=True, eq=False)

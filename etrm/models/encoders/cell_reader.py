@@ -8,8 +8,8 @@ belong together make other cells. Everything else is `correspondence`.
 Equal cells are computed once a batch: of 10,000 cells of an ARC batch 1,700 differ. And since the queries are learned,
 the same for every task, what a cell is worth to a query is too: a task's reading is a sum over the cells that differ,
 weighted by how often it has them, one product of matrices. The function is that of plain attention with bounded scores
-(tests/unit/models/test_cell_reader.py); its memory is U * T * H numbers a batch, 4 GB at the
-official scale's worst, twice that in the backward pass.
+(tests/unit/models/test_cell_reader.py); its memory is U * T * H numbers a batch, 4 GB at the official scale's worst and
+twice that in the backward pass.
 
 Legend: B batch, K demonstrations, S canvas cells, V vocabulary, T context tokens, H encoder size, N heads, E head size,
 U cells of the batch that differ.
