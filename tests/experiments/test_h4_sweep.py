@@ -17,7 +17,7 @@ from etrm.models.bundle import load_bundle
 pytestmark = [pytest.mark.sweep, pytest.mark.slow]
 
 UPDATES = 300
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 WARMUPS = (0, 20, 60)
 SLACK = 0.25  # nats a token of validation loss that the default may lie above the best of the grid
 
