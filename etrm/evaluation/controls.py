@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from etrm.config.schema import RunConfig
+from etrm.config.schema import OptimConfig, RunConfig
 from etrm.data.augment import dihedral
 from etrm.data.episodes import Batch, Source, derangement
 from etrm.data.grids import crop, encode_grid
@@ -124,8 +124,7 @@ def constant_context(config: RunConfig, model: ETRM, source: Source, updates: in
     head = LossHead(ETRM(ConstantContext(model.spec.context_mean), model.decoder, model.spec), config.loss)
     budget = replace(config.budget, updates=updates, epochs=0)
     # A null must be as strong as it can be: what suits an encoder (Muon, a small rate) leaves it halfway.
-    optim = replace(
-        config.optim,
+    optim = OptimConfig(
         name="adamw",
         lr=CONSTANT_RATE * float(model.spec.context_std.mean()),
         beta1=0.9,

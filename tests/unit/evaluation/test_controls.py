@@ -35,10 +35,13 @@ def test_each_query_gets_its_own_row_and_one_without_a_row_is_no_silent_last_one
         own_rows(bundle.decoder, bundle.table, lacking)
 
 
-def constant(updates: int, batch_size: int, **optim: object) -> tuple[torch.Tensor, list[float]]:
-    """The constant context of `micro` after some updates, under a run with these fields of `optim`."""
+def constant(updates: int, batch_size: int, joins: int = -1, **optim: object) -> tuple[torch.Tensor, list[float]]:
+    """The constant context of `micro` after some updates, under a run with these fields of `optim` whose decoder joins
+    after `joins` updates (-1: never).
+    """
     config, bundle, b = load(RunConfig, "cfg_micro"), load_bundle("micro"), benchmark("micro-2")
     config = replace(config, optim=replace(config.optim, **optim), budget=replace(config.budget, batch_size=batch_size))
+    config = replace(config, freeze=replace(config.freeze, decoder_updates=joins))
     model = ETRM(build_encoder(config.encoder, bundle.spec()), bundle.decoder, bundle.spec())
     return constant_context(config, model, RuleSource(b.split().train, b), updates)
 
@@ -54,6 +57,7 @@ def test_the_constant_context_does_not_depend_on_how_the_run_trains_its_encoder(
     ):
         again, found = constant(3, 8, **optim)
         assert torch.equal(again, first) and found == losses, optim
+    assert constant(3, 8, joins=100)[1] == losses, "a run whose decoder joins late"
 
 
 @pytest.mark.thorough
