@@ -1,10 +1,11 @@
 """Updates a second of this tree beside those of an earlier commit: python scripts/compare_speed.py [COMMIT] [CONFIG]
 
-Both trees train their own CONFIG (default cfg_calibration) with their own encoder and bundle, in turn, `--rounds` times
-`--updates` updates in fresh processes; printed are updates a second of each and the ratio of medians. COMMIT (default
-f5a29a9, the first version) is checked out into a temporary git worktree, which is removed again. With `--to-loss X`
-each trains once instead, on its own schedule, until the mean loss of WINDOW updates is at most X (the first version
-needs 10 to 20 minutes). Exit status: 0; 1 where a training ends above X.
+Both trees train their own CONFIG (default cfg_calibration) with their own encoder, bundle and batch size, in turn,
+`--rounds` times `--updates` updates in fresh processes; printed are updates and samples a second of each and the ratios
+of medians. `--set KEY=VALUE` changes a key of this tree's config alone: `--set budget.batch_size=64` takes the first
+version's batches. COMMIT (default f5a29a9, the first version) is checked out into a temporary git worktree, which is
+removed again. With `--to-loss X` each trains once instead, on its own schedule, until the mean loss of WINDOW updates
+is at most X (the first version needs 10 to 20 minutes). Exit status: 0; 1 where a training ends above X.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from etrm.models.encoders import build_encoder
 from etrm.models.etrm import ETRM, Episodes
 from etrm.training.loop import encoder_state
 from etrm.training.update import LossHead, train_batch_encoder
-config = build(RunConfig, compose(sys.argv[1]))
+config = build(RunConfig, compose(sys.argv[1], sys.argv[5:]))
 bundle = load_bundle(config.bundle)
 arm = build_arm(config, bundle)
 torch.manual_seed(0)
@@ -48,7 +49,7 @@ for done in range(count + 5):
     if done == 5:
         start = time.perf_counter(), time.process_time()
     update()
-print(count / (time.perf_counter() - start[0]), count / (time.process_time() - start[1]))
+print(count / (time.perf_counter() - start[0]), count / (time.process_time() - start[1]), size)
 """
 TO_LOSS = """
 limit, window, start, losses = float(sys.argv[2]), int(sys.argv[4]), time.perf_counter(), []
@@ -58,22 +59,24 @@ print(sum(losses[-window:]) / len(losses[-window:]), len(losses), time.perf_coun
 """
 
 
-def told(tree: Path, what: str, config: str, number: float, threads: int) -> list[float]:
+def told(tree: Path, what: str, number: float, given: argparse.Namespace) -> list[float]:
     """The numbers that `what` prints, run after SETUP in a fresh process that imports from `tree`."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-c", SETUP + what, config, str(number), str(threads), str(WINDOW)]
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(given.threads)}
+    command = [sys.executable, "-c", SETUP + what, given.config, str(number), str(given.threads), str(WINDOW)]
+    command += given.set if tree == ROOT else []
     text = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True).stdout
     return [float(word) for word in text.split()]
 
 
 def compare_rates(trees: tuple[Path, Path], given: argparse.Namespace) -> int:
-    """Print updates a second of both, measured in turn, and the ratio of medians."""
-    rounds = [
-        [told(tree, TIMED, given.config, given.updates, given.threads) for tree in trees] for _ in range(given.rounds)
-    ]
+    """Print updates and samples a second of both, measured in turn, and the ratios of medians."""
+    rounds = [[told(tree, TIMED, given.updates, given) for tree in trees] for _ in range(given.rounds)]
+    sizes = [int(rounds[0][tree][2]) for tree in (0, 1)]
+    print(f"batches of {sizes[0]} here, of {sizes[1]} at {given.commit}")
     for kind, name in enumerate(("wall time", "processor time")):
         mine, theirs = (statistics.median(pair[tree][kind] for pair in rounds) for tree in (0, 1))
-        print(f"{name}: {mine:.2f} updates/s here, {theirs:.2f} at {given.commit}, ratio {mine / theirs:.2f}")
+        for what, a, b in (("updates", mine, theirs), ("samples", mine * sizes[0], theirs * sizes[1])):
+            print(f"{name}: {a:.4g} {what}/s here, {b:.4g} at {given.commit}, ratio {a / b:.2f}")
     return 0
 
 
@@ -81,7 +84,7 @@ def compare_times(trees: tuple[Path, Path], given: argparse.Namespace) -> int:
     """Print updates and seconds that both need to the loss, and the ratio of seconds; 1 where one ends above it."""
     found = []
     for tree, name in zip(trees, ("here", f"at {given.commit}"), strict=True):
-        loss, updates, seconds = told(tree, TO_LOSS, given.config, given.to_loss, given.threads)
+        loss, updates, seconds = told(tree, TO_LOSS, given.to_loss, given)
         print(f"{name}: mean loss {loss:.3f} after {updates:.0f} updates, {seconds:.0f} s", flush=True)
         found.append((loss <= given.to_loss, seconds))
     if not all(reached for reached, _ in found):
@@ -99,6 +102,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for this tree's config alone")
     parser.add_argument("--to-loss", type=float, metavar="X", help="time to this mean loss, not updates a second")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ of all such training tasks, so that its real cells are ARC's own and two samples
 Legend: B batch, K demonstrations, S canvas cells.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -30,6 +30,7 @@ from tests.official_samples import FULL
 
 DEMOS = 3
 EMBEDDED = Sizes(cells=25, tokens=4, hidden=96, heads=4, inner=256, h_cycles=2, l_cycles=2, steps=2)
+EMBEDDED_ARC = replace(EMBEDDED, cells=81, l_cycles=1)
 CPU = torch.device("cpu")
 
 

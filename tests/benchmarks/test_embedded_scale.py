@@ -1,7 +1,8 @@
-"""The embedded scale (cal-1: hidden 96, 25 cells, batch 64) and what surrounds a run: data, bundle, import.
+"""The embedded scale (cal-1: hidden 96, 25 cells; arc-5: 81 cells) and what surrounds a run: data, bundle, import.
 
-The baseline is the reference's cost at these sizes (ten slots, float64 loss, the encoder at every ACT step). How
-today's updates compare with an earlier commit of ours is told by `python scripts/compare_speed.py COMMIT`.
+Votes are ARC's: the rules of cal-1 are asked once each. The baseline is the reference's cost at these sizes (ten slots,
+float64 loss, the encoder at every ACT step). How today's updates compare with an earlier commit of ours is told by
+`python scripts/compare_speed.py COMMIT`.
 
 Legend: B batch.
 """
@@ -18,18 +19,21 @@ import torch
 from etrm.data.augment import IDENTITY
 from etrm.data.episodes import ArcSource, RuleSource
 from etrm.data.families import benchmark as rules
-from etrm.experiment.pretraining import evaluate
-from etrm.experiment.questions import prepare
+from etrm.experiment.arms import build_arm
+from etrm.experiment.asking import evaluate
+from etrm.experiment.questions import Questions, prepare
 from etrm.models.bundle import load_bundle
 from etrm.models.etrm import ETRM, Episodes
 from etrm.training.optimizers import AdamATan2
 from tests.benchmarks.measures import interleaved, operations, peak_memory
-from tests.benchmarks.reference_cost import Reference
-from tests.benchmarks.scenes import CPU, EMBEDDED, embedded_training, ordinary_tasks
+from tests.benchmarks.reference_cost import Reference, Sizes
+from tests.benchmarks.scenes import CPU, EMBEDDED, EMBEDDED_ARC, Training, embedded_training, ordinary_tasks
 
 pytestmark = pytest.mark.benchmark
 
-EVALUATION, IMPORT = 4.0, 0.2  # times the baseline, at least; seconds beyond torch's own, at most
+EVALUATION, ANSWERS = 4.0, 3.0  # times the baseline, at least: with votes and without
+VOTED = 6  # queries of the ARC arm
+IMPORT = 0.2  # seconds beyond torch's own, at most
 
 
 def reference_update(batch: Episodes) -> Any:
@@ -51,7 +55,7 @@ def reference_update(batch: Episodes) -> Any:
 
 def test_embedded_update(benchmark: Any) -> None:
     """One update of the calibration arm, its encoder and its bundle."""
-    benchmark.group = "embedded update, cal-1, batch 64"
+    benchmark.group = "embedded update, cal-1"
     memory: dict[str, Any] = {}
     with peak_memory(memory, "peak_bytes"):
         training, _, batches = embedded_training("cfg_calibration")
@@ -63,23 +67,44 @@ def test_embedded_update(benchmark: Any) -> None:
     benchmark.extra_info |= memory
 
 
-def test_embedded_evaluation_with_voting(benchmark: Any) -> None:
-    """Every validation query of the calibration arm answered, cropped, hashed and voted on."""
-    benchmark.group = "embedded evaluation with voting, cal-1"
-    training, bundle, _ = embedded_training("cfg_calibration")
-    questions = prepare(training.config, bundle).questions
+def asked_in_turn(benchmark: Any, training: Training, questions: Questions, sizes: Sizes) -> None:
+    """Time the answers to `questions`, cropped, hashed and voted on, beside the reference's answers alone."""
     model, size = training.state.model.model, training.config.evaluation.batch_size
     assert isinstance(model, ETRM)
-    reference = Reference(EMBEDDED)
+    own = model.decoder.structure
+    assert (sizes.cells, sizes.tokens, sizes.hidden) == (own.seq_len, own.context_tokens, own.hidden_size)
+    assert (sizes.h_cycles, sizes.l_cycles, sizes.steps) == (own.h_cycles, own.l_cycles, own.halt_max_steps)
+    reference = Reference(sizes)
 
     def theirs() -> None:
         for start in range(0, len(questions.rows), size):
-            e = Episodes.of(questions.encode(slice(start, start + size)), CPU)
+            e = Episodes.of(questions.encode(np.arange(len(questions.rows))[start : start + size]), CPU)
             reference.answer(e.inputs, e.demo_inputs, e.demo_labels, e.demo_mask)
 
     interleaved(
         benchmark, lambda: evaluate(model, questions, size, CPU, lambda n: None), theirs, 3, len(questions.rows)
     )
+
+
+def test_embedded_evaluation(benchmark: Any) -> None:
+    """Every validation query of the calibration arm, answered once."""
+    benchmark.group = "embedded evaluation, cal-1"
+    training, bundle, _ = embedded_training("cfg_calibration")
+    asked_in_turn(benchmark, training, prepare(training.config, bundle).questions, EMBEDDED)
+    assert benchmark.extra_info["speedup"] >= ANSWERS
+
+
+def test_embedded_evaluation_with_voting(benchmark: Any) -> None:
+    """Queries of the ARC arm, each answered under all its augmentations and voted on."""
+    benchmark.group = "embedded evaluation with voting, arc-5"
+    training, bundle, _ = embedded_training("cfg_arc")
+    rung, each = build_arm(training.config, bundle).rungs[0], training.config.evaluation.augmentations
+    rows = rung.asked[: VOTED * each]
+    asked = {(task, query) for task, query, _ in rows}
+    assert len(asked) == VOTED and len(set(rows)) == VOTED * each
+    truths = {query: rung.truths[query] for query in asked}
+    questions = Questions(rows, truths, rung.batch.take, bundle.side)
+    asked_in_turn(benchmark, training, questions, EMBEDDED_ARC)
     assert benchmark.extra_info["speedup"] >= EVALUATION
 
 

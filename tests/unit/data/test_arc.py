@@ -26,8 +26,8 @@ def made(id: str, *cells: int) -> Task:
     [
         (1, "training", 400, 1302, 416),
         (1, "evaluation", 400, 1363, 419),
-        (2, "training", 1000, 3232, 1076),
-        (2, "evaluation", 120, 359, 167),
+        pytest.param(2, "training", 1000, 3232, 1076, marks=pytest.mark.thorough),
+        pytest.param(2, "evaluation", 120, 359, 167, marks=pytest.mark.thorough),
     ],
 )
 def test_split_has_its_published_size(version, split, tasks, demos, queries):

@@ -34,7 +34,10 @@ UNREAD_SIZES = {  # encoder -> sizes of the config that it leaves alone, as its 
     "lpn_variational": {"set_layers"},
 }
 WITHOUT_GRADIENT: dict[str, set[str]] = {}  # encoder -> parameters that lm_loss may leave alone, such as a zero gate
-every_encoder = pytest.mark.parametrize("name", ENCODERS)
+SLOW = ("lpn", "lpn_var", "trm_style")
+every_encoder = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.thorough if name in SLOW else ()) for name in ENCODERS]
+)
 
 
 def test_the_registry_holds_ours_and_the_reference() -> None:
