@@ -2,10 +2,11 @@
 
 Notable: torch's fused CPU kernel multiplies tiles too small for the machine's bf16 matrix units, and the plain form
 writes all B x N x L x L scores to memory. Here the scores of a few heads are made and used while they are still in the
-cache; the backward pass makes them again instead of keeping them (times: docs/performance.md). A product can only leave
-as bf16, so scores are rounded after their row's maximum was taken off (see `_less`): that keeps the error against fp64
-within twice that of torch's kernel, which keeps its scores in fp32 (tests/unit/models/test_attention.py).
-Maths: P = W / sum W with W = exp(S - max S), dS = P * (dP - sum(dP * P)); the sum equals dO . O (arXiv 2205.14135).
+cache. They are made in fp32, as torch's kernel keeps its own: a bf16 product could only leave rounded, and rounding
+grows with the scores. Where a gradient is asked for the weights are kept for it, 2 N L^2 bytes a sample: making them
+again took a quarter of the backward pass (times: docs/performance.md). The error against fp64 stays within twice that
+of torch's kernel (tests/unit/models/test_attention.py).
+Maths: P = softmax(S), dS = P * (dP - sum(dP * P)); the sum equals dO . O (arXiv 2205.14135).
 
 Legend: B batch, N heads, L positions, E head size, R runs (stretches of positions that attend only to themselves).
 """
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHE = 4 << 20  # bytes of scores alive at once; measured best between 2 and 4 MB
+CACHE = 4 << 20  # bytes of fp32 scores alive at once
 
 
 def runs_of(length: int, lengths: tuple[int, ...] | None) -> Iterator[slice]:
@@ -32,7 +33,7 @@ def _parts(query: Tensor, lengths: tuple[int, ...] | None) -> Iterator[tuple[int
     batch, heads, length, _ = query.shape
     for b in range(batch):
         for run in runs_of(length, lengths):
-            scores = query.element_size() * (run.stop - run.start) ** 2  # bytes of one head
+            scores = 4 * (run.stop - run.start) ** 2  # bytes of one head
             together = max(1, CACHE // max(1, scores))
             for first in range(0, heads, together):
                 yield b, slice(first, min(first + together, heads)), run
@@ -61,37 +62,35 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-        query = query * query.shape[-1] ** -0.5
         mixed = _empty(query)
-        largest, mass = query.new_empty((2, *query.shape[:-1]), dtype=torch.float32)  # (B, N, L) each
+        kept: list[Tensor] = []
         with torch.autocast("cpu", enabled=False):
+            wide_query, wide_key = (query * query.shape[-1] ** -0.5).float(), key.float()
             for part in _parts(query, lengths):
-                q, k, v = query[part], key[part], value[part]  # (n, l, E) each
-                largest[part] = torch.bmm(q, k.transpose(1, 2)).amax(dim=-1).float()
-                weights = _less(q, k, largest[part]).exp_()  # (n, l, l), W: not yet divided by their sum
-                mass[part] = weights.sum(dim=-1, dtype=torch.float32)
-                mixed[part] = torch.bmm(weights, v) / mass[part].unsqueeze(-1)
-        ctx.save_for_backward(query, key, value, mixed, largest, mass)
+                scores = torch.bmm(wide_query[part], wide_key[part].transpose(1, 2))  # (n, l, l) fp32
+                weights = scores.softmax(dim=-1).to(query.dtype)  # P
+                mixed[part] = torch.bmm(weights, value[part])
+                if any(ctx.needs_input_grad):
+                    kept.append(weights)
+        ctx.save_for_backward(query, key, value, mixed, *kept)
         ctx.lengths = lengths
         return mixed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, mixed, largest, mass = ctx.saved_tensors
+        query, key, value, mixed, *kept = ctx.saved_tensors
         to_query, to_key, to_value = _empty(query), _empty(query), _empty(query)
-        # 1 / mass is left to the small factors, since W is only exact while its rows' largest is 1.
-        grad = (grads[0].float() / mass.unsqueeze(-1)).to(query.dtype)  # (B, N, L, E)
+        grad, scale = grads[0], query.shape[-1] ** -0.5
         with torch.autocast("cpu", enabled=False):
             drawn = (grad.float() * mixed.float()).sum(dim=-1)  # (B, N, L), the sum over dP * P, over mass
-            for part in _parts(query, ctx.lengths):
+            for part, weights in zip(_parts(query, ctx.lengths), kept, strict=True):
                 q, k, v, g = query[part], key[part], value[part], grad[part]
-                weights = _less(q, k, largest[part]).exp_()
                 to_value[part] = torch.bmm(weights.transpose(1, 2), g)
                 to_scores = _less(g, v, drawn[part]).mul_(weights)  # dS
                 to_query[part] = torch.bmm(to_scores, k)
                 to_key[part] = torch.bmm(to_scores.transpose(1, 2), q)
-        return to_query.mul_(query.shape[-1] ** -0.5), to_key, to_value, None
+        return to_query.mul_(scale), to_key.mul_(scale), to_value, None
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
