@@ -65,7 +65,7 @@ class _Tiled(torch.autograd.Function):
         mixed = _empty(query)
         kept: list[Tensor] = []
         with torch.autocast("cpu", enabled=False):
-            wide_query, wide_key = (query * query.shape[-1] ** -0.5).float(), key.float()
+            wide_query, wide_key = query.float() * query.shape[-1] ** -0.5, key.float()
             for part in _parts(query, lengths):
                 scores = torch.bmm(wide_query[part], wide_key[part].transpose(1, 2))  # (n, l, l) fp32
                 weights = scores.softmax(dim=-1).to(query.dtype)  # P
@@ -94,9 +94,6 @@ class _Tiled(torch.autograd.Function):
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(E)) V within each run. (B, N, L, E) each and returned; `lengths` add up to L.
-
-    Queries are scaled first, which rounds them where sqrt(E) is no power of two; the official E is 64.
-    """
+    """softmax(Q K^T / sqrt(E)) V within each run. (B, N, L, E) each and returned; `lengths` add up to L."""
     mixed: Tensor = _Tiled.apply(query, key, value, lengths)
     return mixed
