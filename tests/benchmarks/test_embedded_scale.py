@@ -31,9 +31,8 @@ from tests.benchmarks.scenes import CPU, EMBEDDED, EMBEDDED_ARC, Training, embed
 
 pytestmark = pytest.mark.benchmark
 
-EVALUATION, ANSWERS = 4.0, 3.0  # times the baseline, at least: with votes and without
+EVALUATION, IMPORT = 4.0, 0.2  # times the baseline, at least; seconds beyond torch's own, at most
 VOTED = 6  # queries of the ARC arm
-IMPORT = 0.2  # seconds beyond torch's own, at most
 
 
 def reference_update(batch: Episodes) -> Any:
@@ -91,7 +90,7 @@ def test_embedded_evaluation(benchmark: Any) -> None:
     benchmark.group = "embedded evaluation, cal-1"
     training, bundle, _ = embedded_training("cfg_calibration")
     asked_in_turn(benchmark, training, prepare(training.config, bundle).questions, EMBEDDED)
-    assert benchmark.extra_info["speedup"] >= ANSWERS
+    assert benchmark.extra_info["speedup"] >= EVALUATION
 
 
 def test_embedded_evaluation_with_voting(benchmark: Any) -> None:

@@ -50,12 +50,15 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
+@pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize(("spread", "centre"), [(0.3, 0.0), (1.0, 0.0), (3.0, 0.0), (6.0, 0.0), (1.0, 3.0)])
-def test_values_and_gradients_are_as_close_to_fp64_as_those_of_torchs_kernel(spread: float, centre: float) -> None:
+def test_values_and_gradients_are_as_close_to_fp64_as_those_of_torchs_kernel(
+    spread: float, centre: float, size: int
+) -> None:
     """Rounding the scores themselves to bf16 fails here at a spread of 3: their rounding grows with their size. Where
     values and gradients lie off zero, dP and the sum over dP * P nearly cancel: rounding that sum to bf16 fails.
     """
-    tensors = qkv(spread, 300, size=64)
+    tensors = qkv(spread, 300, size=size)
     tensors[2], tensors[3] = tensors[2] + centre, tensors[3] + centre / 3
     exact = values_and_gradients(F.scaled_dot_product_attention, tensors, torch.float64)
     torchs = values_and_gradients(F.scaled_dot_product_attention, tensors, torch.bfloat16)
